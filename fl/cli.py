@@ -54,17 +54,31 @@ def main() -> None:
 
 @click.command()
 @click.version_option(__version__)
-@federation_files
+@click.option("--server", type=FilePath, help="Path of server.yaml.")
+@click.option("--clients", type=FilePath, help="Path of clients.yaml.")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Folder of a run to go on with, instead of the two files.",
+)
 @reporting
-def run_main(server: Path, clients: Path) -> None:
+def run_main(server: Path | None, clients: Path | None, resume: Path | None) -> None:
     """Train a model over the sites of a federation.
 
-    Writes a run folder with the final model, metrics.jsonl, the configuration and the versions.
+    Writes a run folder with the final model, metrics.jsonl, checkpoints, the configuration and the
+    versions. Ctrl-C ends the run after the round that goes on, a second one at once.
     """
-    from fl.run import run  # torch takes seconds to import: not for --help
+    if resume is None and (server is None or clients is None):
+        raise click.UsageError("give --server and --clients, or --resume")
+    if resume is not None and (server is not None or clients is not None):
+        raise click.UsageError("--resume goes on with the files that its run began with")
+    from fl import run  # torch takes seconds to import: not for --help
 
-    outcome = run(server, clients, Console())
-    click.echo(f"model: {outcome.model}")
+    if resume is not None:
+        outcome = run.resume(resume, Console())
+    elif server is not None and clients is not None:
+        outcome = run.run(server, clients, Console())
+    click.echo(f"model: {outcome.model}" if outcome.model else f"stopped: {outcome.folder}")
     if outcome.accuracy is not None:
         click.echo(f"test accuracy: {outcome.accuracy:.4f}")
 

@@ -58,7 +58,7 @@ def check_sites(server: Path, clients: Path, deadline: float) -> list[Check]:
         FederationError: The server's own side does not work, so that nothing can be checked.
     """
     federation = load_federation(server, clients)
-    prepare_environment(federation, server)
+    prepare_environment(federation, server.parent)
     with ExitStack() as stack:
         endpoints = open_endpoints(federation)
         stack.callback(endpoints.close)

@@ -14,6 +14,7 @@ from fl.server.events import (
     Event,
     RoundEnded,
     RoundStarted,
+    SiteChanged,
     UpdateReceived,
     Warned,
 )
@@ -55,7 +56,11 @@ class Progress:
         match event:
             case RoundStarted():
                 self._round = event.round
-                self._states = dict.fromkeys(event.clients, "training")
+            case SiteChanged():
+                self._states[event.client_id] = event.state
+                if event.state in ("lost", "back"):
+                    reason = f" ({event.reason})" if event.reason else ""
+                    self._say(f"round {self._round}: {event.client_id} is {event.state}{reason}")
             case UpdateReceived():
                 self._states[event.client_id] = f"update after {event.after:.1f} s"
             case ClientFailed():

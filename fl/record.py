@@ -1,58 +1,175 @@
-"""A run's folder: what was configured, what happened round by round, and the model at the end."""
+"""A run's folder: what was configured, what happened round by round, and what it needs to go on."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Self
 
 import yaml
 
-from fl.config import Federation
+from fl.config import Federation, read_federation
 from fl.errors import FederationError
+from fl.server import checkpoint
+from fl.server.checkpoint import Snapshot
 from fl.server.events import Event, RoundEnded
+from fl.server.sites import Task
 from fl.tensors import Tensors, encode
 
 PACKAGES = ("fl-hpc", "globus-compute-sdk", "proxystore", "torch", "safetensors", "numpy")
 
 
-class Record:
-    """One run's folder, `TIME-PID` below the folder for all of them.
+@dataclass(frozen=True)
+class Sent:
+    """A task that was sent, as the journal keeps it.
 
-    It holds `config.yaml` (the configuration with every default filled in), `versions.json`,
-    `metrics.jsonl` (a line a round) and, at the end, `model.safetensors`.
-
-    Args:
-        federation: The configuration.
-
-    Raises:
-        FederationError: The folder cannot be written.
+    Attributes:
+        client_id: To whom.
+        version: Steps that the server had taken.
+        turn: Which of the site's trainings it is.
+        job: The server's name for it.
     """
 
-    def __init__(self, federation: Federation) -> None:
+    client_id: str
+    version: int
+    turn: int
+    job: str
+
+
+class Record:
+    """One run's folder.
+
+    It holds `config.yaml` (the configuration with every default filled in), `run.json`,
+    `versions.json`, `metrics.jsonl` (a line a round), `tasks.jsonl` (a line a task),
+    `checkpoint.safetensors` and, at the end, `model.safetensors`; `best.safetensors` where models
+    are evaluated at the server. Only one process at a time may have it open.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        FederationError: It cannot be written, or another process has it open.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.run_id = folder.name
+        self._accuracy: float | None = None
+        self._best: float | None = None
+        try:
+            # Held until this process ends, however it ends.
+            self._lock = (folder / "lock").open("a")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FederationError(f"{folder}: this run is still going on") from error
+        except OSError as error:
+            raise _unusable(folder, error) from error
+
+    @classmethod
+    def begin(cls, federation: Federation, **origin: str) -> Self:
+        """Make the folder of a new run, `TIME-PID` below the folder for all of them.
+
+        Args:
+            federation: The configuration.
+            origin: What else is needed to go on with it.
+
+        Returns:
+            The record.
+
+        Raises:
+            FederationError: The folder cannot be written.
+        """
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.getpid()}"
-        self.folder = Path(federation.server_configs.logging_output_dirname) / name
+        folder = Path(federation.server_configs.logging_output_dirname) / name
         versions = {package: version(package) for package in PACKAGES}
         try:
-            self.folder.mkdir(parents=True)
-            self._write("config.yaml", yaml.safe_dump(federation.model_dump(mode="json")))
-            self._write(
+            folder.mkdir(parents=True)
+            record = cls(folder)
+            record._write("config.yaml", yaml.safe_dump(federation.model_dump(mode="json")))
+            record._write("run.json", json.dumps(origin, indent=2) + "\n")
+            record._write(
                 "versions.json",
                 json.dumps({"python": platform.python_version(), **versions}, indent=2) + "\n",
             )
         except OSError as error:
-            raise FederationError(f"{self.folder}: cannot be written ({error.strerror})") from error
+            raise _unusable(folder, error) from error
+        return record
+
+    def federation(self) -> Federation:
+        """The run's configuration.
+
+        Raises:
+            ConfigError: It cannot be read.
+        """
+        return read_federation(self.folder / "config.yaml")
+
+    def origin(self) -> dict[str, str]:
+        """What `begin` was given besides.
+
+        Raises:
+            FederationError: The file cannot be read.
+        """
+        try:
+            found: dict[str, str] = json.loads((self.folder / "run.json").read_text())
+        except (OSError, ValueError) as error:
+            raise FederationError(f"{self.folder}: is no run's folder ({error})") from error
+        return found
+
+    def snapshot(self) -> Snapshot:
+        """The run as its last checkpoint has it; what was noted after that is taken back.
+
+        Raises:
+            CheckpointError: There is none, or none to go on from.
+        """
+        snapshot = checkpoint.load(self.folder / "checkpoint.safetensors")
+        kept = [line for line in self._lines("metrics.jsonl") if line["round"] <= snapshot.version]
+        self._replace("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+        known = [line["accuracy"] for line in kept if line["accuracy"] is not None]
+        self._best = max(known, default=None)
+        return snapshot
+
+    def outstanding(self, snapshot: Snapshot) -> list[Sent]:
+        """Tasks that were sent, and whose answers the snapshot does not hold.
+
+        Args:
+            snapshot: The run's.
+
+        Returns:
+            The last one of each site.
+        """
+        latest = {line["client_id"]: Sent(**line) for line in self._lines("tasks.jsonl")}
+        return [sent for sent in latest.values() if not _settled(sent, snapshot)]
+
+    def sent(self, task: Task) -> None:
+        """Note a task."""
+        sent = Sent(task.client_id, task.version, task.turn, task.job)
+        self._append("tasks.jsonl", asdict(sent))
 
     def __call__(self, event: Event) -> None:
         """Append a finished round to `metrics.jsonl`."""
         if isinstance(event, RoundEnded):
-            line = json.dumps(asdict(event), allow_nan=False)
-            with (self.folder / "metrics.jsonl").open("a") as file:
-                file.write(line + "\n")
+            self._accuracy = event.accuracy
+            self._append("metrics.jsonl", asdict(event))
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """Write a checkpoint, and the model if it is the best of all that were evaluated.
+
+        Args:
+            snapshot: The run.
+
+        Raises:
+            CheckpointError: It cannot be written.
+        """
+        checkpoint.save(self.folder / "checkpoint.safetensors", snapshot)
+        if self._accuracy is not None and (self._best is None or self._accuracy > self._best):
+            self._best = self._accuracy
+            self._replace("best.safetensors", encode(snapshot.weights))
 
     def save(self, weights: Tensors) -> Path:
         """Write the final model.
@@ -63,11 +180,45 @@ class Record:
         Returns:
             Path of `model.safetensors`.
         """
-        path = self.folder / "model.safetensors"
-        temporary = path.with_suffix(".part")
-        temporary.write_bytes(encode(weights))
-        temporary.replace(path)
-        return path
+        self._replace("model.safetensors", encode(weights))
+        return self.folder / "model.safetensors"
+
+    def _lines(self, name: str) -> list[Any]:
+        """A file's JSON lines; the last one may be torn."""
+        try:
+            lines = (self.folder / name).read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise _unusable(self.folder / name, error) from error
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def _append(self, name: str, line: dict[str, Any]) -> None:
+        text = json.dumps(line, allow_nan=False) + "\n"
+        try:
+            with (self.folder / name).open("a") as file:
+                file.write(text)
+        except OSError as error:
+            raise _unusable(self.folder / name, error) from error
+
+    def _replace(self, name: str, content: bytes) -> None:
+        path = self.folder / name
+        temporary = path.with_name(f"{name}.part")
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        except OSError as error:
+            raise _unusable(path, error) from error
 
     def _write(self, name: str, text: str) -> None:
         (self.folder / name).write_text(text)
+
+
+def _settled(sent: Sent, snapshot: Snapshot) -> bool:
+    """Whether a snapshot holds a task's answer, or that of a later one."""
+    memory = snapshot.sites[sent.client_id]
+    return sent.turn < memory.turn or (sent.turn == memory.turn and memory.answered)
+
+
+def _unusable(path: Path, error: OSError) -> FederationError:
+    return FederationError(f"{path}: cannot be written ({error.strerror})")

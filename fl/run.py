@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from uuid import UUID, uuid4
 
 from rich.console import Console
 
 from fl.client import data, trainer
 from fl.config import Federation, TrainConfigs, load_federation
+from fl.endpoints.base import Endpoints
 from fl.endpoints.credentials import load_environment
 from fl.endpoints.places import open_endpoints
 from fl.errors import FederationError
 from fl.progress import Progress
-from fl.record import Record
+from fl.record import Record, Sent
+from fl.server.aggregators import open_aggregator
+from fl.server.checkpoint import Snapshot
+from fl.server.clock import Clock, RealClock
 from fl.server.events import Event, RoundEnded
-from fl.server.federation import Evaluator, Server
+from fl.server.federation import Evaluator, Parts, Server
+from fl.server.schedulers import open_scheduler
+from fl.server.sites import Task, require_clients
 from fl.tensors import Tensors
-from fl.transport import open_transport
+from fl.transport import Transport, open_transport
 
 
 @dataclass(frozen=True)
@@ -27,12 +37,23 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        model: Path of the final model.
-        accuracy: The final model's accuracy at the server, or None without server_validation.
+        folder: The run's folder.
+        model: Path of the final model, or None if it was stopped before its last round.
+        accuracy: The final model's accuracy at the server, or None where it was not evaluated.
     """
 
-    model: Path
+    folder: Path
+    model: Path | None
     accuracy: float | None
+
+
+@dataclass(frozen=True)
+class _Ways:
+    """How the server reaches its clients."""
+
+    endpoints: Endpoints
+    transport: Transport
+    clock: Clock
 
 
 def run(server: Path, clients: Path, console: Console) -> Outcome:
@@ -50,11 +71,98 @@ def run(server: Path, clients: Path, console: Console) -> Outcome:
         FederationError: Anything that a person can put right, in one line.
     """
     federation = load_federation(server, clients)
-    prepare_environment(federation, server)
+    prepare_environment(federation, server.parent)
+    algorithm = _Algorithm(federation)
+    weights = trainer.build_model(federation.client_configs.model_configs).state_dict()
+    task_group = uuid4()
+    with _ways(federation, task_group) as ways:
+        _require_clients(federation, ways)
+        record = Record.begin(
+            federation, site_code=os.environ["FL_SITE_CODE"], task_group=str(task_group)
+        )
+        return _fit(federation, algorithm, ways, record, Snapshot(0, weights, {}, {}, {}), console)
+
+
+def resume(folder: Path, console: Console) -> Outcome:
+    """Go on with a run that ended before its last round did, however it ended.
+
+    Args:
+        folder: The run's folder.
+        console: Where progress is shown.
+
+    Returns:
+        Where the model is, and how good.
+
+    Raises:
+        FederationError: Anything that a person can put right, in one line.
+    """
+    record = Record(folder)
+    origin, federation = record.origin(), record.federation()
+    prepare_environment(federation, Path(origin["site_code"]))
+    algorithm = _Algorithm(federation)
+    with _ways(federation, UUID(origin["task_group"])) as ways:
+        _require_clients(federation, ways)
+        return _fit(federation, algorithm, ways, record, record.snapshot(), console)
+
+
+def prepare_environment(federation: Federation, folder: Path) -> None:
+    """Make the server's credentials, folders and code known to this process.
+
+    Args:
+        federation: The configuration.
+        folder: Where models and loaders are, unless a deployment says otherwise.
+
+    Raises:
+        FederationError: An environment file cannot be read.
+    """
+    globus = federation.server_configs.comm_configs.globus_compute_configs
+    if globus is not None:
+        load_environment(Path(file) for file in globus.environment_files)
+    os.environ.setdefault("FL_SITE_CODE", str(folder.resolve()))
+
+
+class _Algorithm:
+    """What the configuration says of scheduler, aggregator and evaluation; it fails early."""
+
+    def __init__(self, federation: Federation) -> None:
+        configs = federation.server_configs
+        names = [client.client_id for client in federation.clients]
+        self.aggregator = open_aggregator(configs.aggregator, configs.aggregator_kwargs, names)
+        self.scheduler = open_scheduler(configs, self.aggregator.updates_per_step)
+        self.evaluate = _evaluator(federation)
+
+
+@contextmanager
+def _ways(federation: Federation, task_group: UUID) -> Iterator[_Ways]:
+    """Open the ways to clients, and close them whatever happens."""
+    with ExitStack() as stack:
+        endpoints = open_endpoints(federation, task_group)
+        stack.callback(endpoints.close)
+        configs = federation.server_configs.comm_configs.proxystore_configs
+        transport = open_transport(configs)
+        stack.callback(transport.close)
+        clock = RealClock()
+        stack.callback(clock.close)
+        yield _Ways(endpoints, transport, clock)
+
+
+def _require_clients(federation: Federation, ways: _Ways) -> None:
     configs = federation.server_configs
-    names = [client.client_id for client in federation.clients]
-    evaluate = _evaluator(federation)
-    initial = trainer.build_model(federation.client_configs.model_configs).state_dict()
+    needed = configs.min_clients or configs.num_clients
+    require_clients(federation.clients, ways.endpoints, ways.clock, needed)
+
+
+def _fit(
+    federation: Federation,
+    algorithm: _Algorithm,
+    ways: _Ways,
+    record: Record,
+    start: Snapshot,
+    console: Console,
+) -> Outcome:
+    """The rounds that are left, seen and kept."""
+    rounds = federation.server_configs.num_global_epochs
+    progress = Progress(rounds, [client.client_id for client in federation.clients], console)
     last: list[RoundEnded] = []
 
     def listen(event: Event) -> None:
@@ -63,33 +171,50 @@ def run(server: Path, clients: Path, console: Console) -> Outcome:
         if isinstance(event, RoundEnded):
             last[:] = [event]
 
-    with ExitStack() as stack:
-        endpoints = open_endpoints(federation)
-        stack.callback(endpoints.close)
-        transport = open_transport(configs.comm_configs.proxystore_configs)
-        stack.callback(transport.close)
-        loop = Server(federation, endpoints, transport, evaluate, listen)
-        loop.require_clients()
-        record = Record(federation)
-        progress = stack.enter_context(Progress(configs.num_global_epochs, names, console))
-        weights = loop.fit(initial)
-    return Outcome(record.save(weights), last[0].accuracy)
+    parts = Parts(
+        endpoints=ways.endpoints,
+        transport=ways.transport,
+        scheduler=algorithm.scheduler,
+        aggregator=algorithm.aggregator,
+        clock=ways.clock,
+        evaluate=algorithm.evaluate,
+        listen=listen,
+        save=record.keep,
+        sent=record.sent,
+    )
+    server = Server(federation, parts, record.run_id)
+    recovered = _recover(record.outstanding(start), ways)
+    with progress, _interruptible(server.stop, console):
+        end = server.fit(start, recovered)
+    model = record.save(end.weights) if end.version >= rounds else None
+    return Outcome(record.folder, model, last[0].accuracy if last else None)
 
 
-def prepare_environment(federation: Federation, server: Path) -> None:
-    """Make the server's credentials, folders and code known to this process.
+def _recover(outstanding: list[Sent], ways: _Ways) -> list[Task]:
+    """Tasks of an earlier process whose answers may still come."""
+    found = ways.endpoints.recover([sent.job for sent in outstanding])
+    now = ways.clock.now()
+    return [
+        Task(sent.client_id, sent.version, sent.turn, sent.job, now, found[sent.job])
+        for sent in outstanding
+        if sent.job in found
+    ]
 
-    Args:
-        federation: The configuration.
-        server: Path of server.yaml: without a deployment, models and loaders are found beside it.
 
-    Raises:
-        FederationError: An environment file cannot be read.
-    """
-    globus = federation.server_configs.comm_configs.globus_compute_configs
-    if globus is not None:
-        load_environment(Path(file) for file in globus.environment_files)
-    os.environ.setdefault("FL_SITE_CODE", str(server.parent.resolve()))
+@contextmanager
+def _interruptible(stop: Callable[[], None], console: Console) -> Iterator[None]:
+    """Ctrl-C once ends the run with the round that goes on, twice at once."""
+
+    def interrupted(_signal: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        console.print("stopping after this round; Ctrl-C again stops now", markup=False)
+        stop()
+
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _evaluator(federation: Federation) -> Evaluator | None:

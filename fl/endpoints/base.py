@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -53,6 +54,19 @@ class Endpoints(Protocol):
             A line for a person.
         """
 
+    def recover(self, jobs: Collection[str]) -> dict[str, Future[JSONObject]]:
+        """Take up tasks that an earlier process of the same run submitted.
+
+        Args:
+            jobs: The server's names for them.
+
+        Returns:
+            A future, as `submit` gives, for each that may still be answered.
+
+        Raises:
+            EndpointError: The service that knows could not be asked.
+        """
+
     def close(self) -> None:
         """Let go of every task and connection, without waiting for answers."""
 
@@ -78,8 +92,8 @@ def answer_of(future: Future[JSONObject], endpoints: Endpoints) -> JSONObject:
     match future.result():
         case {"result": dict(result)}:
             return result
-        case {"error": {"message": str(message), "traceback": str(trace)}}:
-            raise SiteError(message, trace)
+        case {"error": {"type": str(kind), "message": str(message), "traceback": str(trace)}}:
+            raise SiteError(kind, message, trace)
     raise EndpointError("the site answered with something that is no result")
 
 
@@ -87,9 +101,11 @@ class SiteError(EndpointError):
     """The remote function failed at the site.
 
     Attributes:
+        kind: Name of the exception's class there.
         traceback: The site's traceback, as text.
     """
 
-    def __init__(self, message: str, traceback: str) -> None:
+    def __init__(self, kind: str, message: str, traceback: str) -> None:
         super().__init__(message)
+        self.kind = kind
         self.traceback = traceback

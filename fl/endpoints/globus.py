@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Collection
 from concurrent.futures import Future
 from uuid import UUID
 
@@ -32,14 +33,15 @@ class GlobusEndpoints:
 
     Args:
         function_id: Id of the registered remote function.
+        task_group: The service's name for all tasks of a run: they can be found again by it.
 
     Raises:
         EndpointError: Globus cannot be reached, or refuses the credentials.
     """
 
-    def __init__(self, function_id: UUID) -> None:
-        self._function_id = str(function_id)
-        self._executors: dict[UUID, Executor] = {}
+    def __init__(self, function_id: UUID, task_group: UUID) -> None:
+        self._function_id, self._task_group = str(function_id), task_group
+        self._executors: dict[UUID | None, Executor] = {}
         # Refusals reach people through the futures; the SDK's own log lines would say it twice.
         logging.getLogger("globus_compute_sdk").setLevel(logging.ERROR)
         try:
@@ -76,6 +78,35 @@ class GlobusEndpoints:
         """See `Endpoints.explain`."""
         return explain(error)
 
+    def recover(self, jobs: Collection[str]) -> dict[str, Future[JSONObject]]:
+        """See `Endpoints.recover`.
+
+        The service lists a group's tasks, but not what they are; only an answer says whose it is.
+        So a task that is still to come cannot be told from one that was lost: every job has a
+        future, and it may never resolve.
+        """
+        found: dict[str, Future[JSONObject]] = {job: Future() for job in jobs}
+        if not found:
+            return found
+
+        def hand_on(task: Future[JSONObject]) -> None:
+            if task.cancelled() or task.exception() is not None:
+                return
+            match task.result():
+                case {"result": {"job": str(job)}} if job in found and not found[job].done():
+                    found[job].set_result(task.result())
+
+        try:
+            for task in self._executor(None).reload_tasks():
+                task.add_done_callback(hand_on)
+        except globus_sdk.GlobusAPIError as error:
+            if error.http_status == 404:  # nothing was ever submitted
+                return {}
+            raise EndpointError(explain(error)) from error
+        except globus_sdk.GlobusError as error:
+            raise EndpointError(explain(error)) from error
+        return found
+
     def close(self) -> None:
         """See `Endpoints.close`."""
         for executor in self._executors.values():
@@ -87,19 +118,24 @@ class GlobusEndpoints:
             watcher.shutdown(wait=False, cancel_futures=True)
 
     def _send(self, endpoint_id: UUID, request: JSONObject) -> Future[JSONObject]:
+        future: Future[JSONObject] = self._executor(endpoint_id).submit_to_registered_function(
+            self._function_id, args=(request,)
+        )
+        return future
+
+    def _executor(self, endpoint_id: UUID | None) -> Executor:
+        """An endpoint's executor; the one for None submits nothing."""
         if endpoint_id not in self._executors:
             self._executors[endpoint_id] = Executor(
                 endpoint_id=endpoint_id,
                 client=self._client,
                 serializer=JSONOnly(),
                 result_serializers=[JSONData],
+                task_group_id=self._task_group,
                 api_burst_limit=BURST_LIMIT,
                 api_burst_window_s=BURST_WINDOW_SECONDS,
             )
-        future: Future[JSONObject] = self._executors[endpoint_id].submit_to_registered_function(
-            self._function_id, args=(request,)
-        )
-        return future
+        return self._executors[endpoint_id]
 
 
 def explain(error: BaseException) -> str:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
+from collections.abc import Collection
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 from fl.config import Client
 from fl.endpoints.base import JSONObject
@@ -19,14 +23,21 @@ class LocalEndpoints:
 
     def __init__(self, num_clients: int) -> None:
         self._workers = min(num_clients, os.cpu_count() or 1)
+        self._pool = self._open()
+
+    def _open(self) -> ProcessPoolExecutor:
         # spawn: a forked child would inherit torch's thread pools in an unknown state.
-        self._pool = ProcessPoolExecutor(
-            self._workers, multiprocessing.get_context("spawn"), initializer=_one_core
+        return ProcessPoolExecutor(
+            self._workers, multiprocessing.get_context("spawn"), initializer=_begin
         )
 
     def submit(self, client: Client, request: JSONObject) -> Future[JSONObject]:  # noqa: ARG002  (the protocol's signature; every client runs the same task here)
         """See `Endpoints.submit`."""
-        return self._pool.submit(_run, request)
+        try:
+            return self._pool.submit(_run, request)
+        except BrokenProcessPool:  # one of its processes was killed, and with it the pool
+            self._pool = self._open()
+            return self._pool.submit(_run, request)
 
     def health(self, client: Client) -> str | None:  # noqa: ARG002  (as above)
         """See `Endpoints.health`: this machine can always take tasks."""
@@ -36,6 +47,10 @@ class LocalEndpoints:
         """See `Endpoints.explain`."""
         return f"the local process failed ({type(error).__name__}: {error})"
 
+    def recover(self, jobs: Collection[str]) -> dict[str, Future[JSONObject]]:  # noqa: ARG002  (the protocol's signature)
+        """See `Endpoints.recover`: tasks here end with the process that sent them."""
+        return {}
+
     def close(self) -> None:
         """See `Endpoints.close`."""
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -43,11 +58,21 @@ class LocalEndpoints:
             process.terminate()
 
 
-def _one_core() -> None:
-    """Each process gets one thread: together they have as many as there are cores."""
+def _begin() -> None:
+    """A worker's life: one thread of torch's, and no day longer than the server's."""
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # together they have as many as there are cores
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to answer
+    threading.Thread(target=_end_with_the_server, daemon=True).start()
+
+
+def _end_with_the_server() -> None:
+    """A server that was killed leaves its workers waiting for tasks for ever."""
+    server = multiprocessing.parent_process()
+    if server is not None:
+        server.join()
+        os._exit(1)
 
 
 def _run(request: JSONObject) -> JSONObject:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from concurrent.futures import Future
 from pathlib import Path
+from uuid import UUID, uuid4
 
 from fl.config import Client, Federation
 from fl.endpoints.base import Endpoints, JSONObject
@@ -35,6 +37,10 @@ class Places:
         place = self._remote or self._local
         return place.explain(error) if place else str(error)
 
+    def recover(self, jobs: Collection[str]) -> dict[str, Future[JSONObject]]:
+        """See `Endpoints.recover`."""
+        return self._remote.recover(jobs) if self._remote is not None else {}
+
     def close(self) -> None:
         """See `Endpoints.close`."""
         for place in (self._local, self._remote):
@@ -48,11 +54,12 @@ class Places:
         return place
 
 
-def open_endpoints(federation: Federation) -> Endpoints:
+def open_endpoints(federation: Federation, task_group: UUID | None = None) -> Endpoints:
     """The places that a federation's clients need.
 
     Args:
         federation: Both files.
+        task_group: The run's name at Globus Compute; a new one when None.
 
     Returns:
         Its endpoints.
@@ -68,5 +75,5 @@ def open_endpoints(federation: Federation) -> Endpoints:
         load_environment(Path(file) for file in configs.environment_files)
         from fl.endpoints.globus import GlobusEndpoints  # reads the environment when imported
 
-        remote = GlobusEndpoints(configs.function_id)
+        remote = GlobusEndpoints(configs.function_id, task_group or uuid4())
     return Places(LocalEndpoints(len(local)) if local else None, remote)

@@ -24,6 +24,7 @@ class UpdateReceived:
         client_id: Whose.
         num_samples: Samples it was trained on.
         steps: Minibatch steps it took.
+        staleness: Steps that the server had taken since it sent the model.
         metrics: The client's own numbers.
         seconds: At the site, by phase.
         size: Bytes of the encoded update.
@@ -34,6 +35,7 @@ class UpdateReceived:
     client_id: str
     num_samples: int
     steps: int
+    staleness: int
     metrics: dict[str, float]
     seconds: dict[str, float]
     size: int
@@ -62,8 +64,8 @@ class RoundEnded:
         failures: Who gave nothing, and why.
         bytes_down: Size of the global model times the clients it was sent to.
         bytes_up: Sizes of all updates.
-        seconds: By phase: broadcast (encode and put), submit, wait (for answers), collect (get
-            and check), aggregate, evict, evaluate; and total.
+        seconds: By phase: checkpoint and evict (of the round before), broadcast (encode and put),
+            submit, wait (for answers), collect (get and check), aggregate, evaluate; and total.
     """
 
     round: int
@@ -77,11 +79,26 @@ class RoundEnded:
 
 
 @dataclass(frozen=True)
+class SiteChanged:
+    """A site's state changed.
+
+    Attributes:
+        client_id: Whose.
+        state: ready, queued, training, late, lost or back; see `fl.server.sites`.
+        reason: Why it is lost, else empty.
+    """
+
+    client_id: str
+    state: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Warned:
     """Something that people should know and that stops nothing."""
 
     message: str
 
 
-Event = RoundStarted | UpdateReceived | ClientFailed | RoundEnded | Warned
+Event = RoundStarted | UpdateReceived | ClientFailed | RoundEnded | SiteChanged | Warned
 Listener = Callable[[Event], Any]

@@ -1,23 +1,25 @@
-"""The round loop: federated averaging (McMahan et al. 2017, https://arxiv.org/abs/1602.05629).
+"""The loop: send models, gather updates, take a step; federated averaging and what came after it.
 
-It knows clients, requests and sums. It does not know Globus, ProxyStore or screens: those come in
-as `Endpoints`, `Transport` and listeners.
+It knows clients, requests and sums. It knows no Globus, no ProxyStore, no screen and no algorithm:
+those come in as `Endpoints`, `Transport`, listeners, a `Scheduler` (who trains, and when the server
+steps) and an `Aggregator` (what a step is). A round is what happens between two steps.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from fl.client.trainer import Evaluation
-from fl.config import Client, Federation
-from fl.endpoints.base import Endpoints, JSONObject, SiteError, answer_of
+from fl.config import Federation
+from fl.endpoints.base import Endpoints, JSONObject, SiteError
 from fl.errors import FederationError
-from fl.server.aggregation import WeightedMean
+from fl.server.aggregators import Aggregator, Contribution
+from fl.server.checkpoint import SiteMemory, Snapshot
+from fl.server.clock import Clock
 from fl.server.events import (
     ClientFailed,
     Listener,
@@ -27,15 +29,48 @@ from fl.server.events import (
     Warned,
 )
 from fl.server.requests import train_request
+from fl.server.schedulers import Answer, Assignment, Scheduler, View
+from fl.server.sites import Arrival, Sites, State, Task
 from fl.tensors import Tensors, decode, encode, require_same_layout
-from fl.transport import Ref, Transport
+from fl.transport import GoneError, Ref, Transport, TransportError, UnreachableError
 
 Evaluator = Callable[[Tensors], Evaluation]
-Tasks = dict[Future[JSONObject], Client]
+
+FETCHES = 4
+"""Times that an update is asked for before its site is asked to train again."""
+FETCH_PAUSE_SECONDS = 2.0
+"""Before an update is asked for again; four times as long each time."""
 
 
 class RoundError(FederationError):
-    """A round ended with fewer updates than it needs."""
+    """A round cannot get the updates that it needs."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a server works with.
+
+    Attributes:
+        endpoints: Where clients run.
+        transport: The server's way for models.
+        scheduler: Decides who trains, and when the server steps.
+        aggregator: Makes the step.
+        clock: What is waited by.
+        evaluate: Evaluates a global model at the server, or None.
+        listen: Told of everything that happens.
+        save: Given a snapshot after every step; it returns once that cannot be lost any more.
+        sent: Told of every task that was sent.
+    """
+
+    endpoints: Endpoints
+    transport: Transport
+    scheduler: Scheduler
+    aggregator: Aggregator
+    clock: Clock
+    evaluate: Evaluator | None
+    listen: Listener
+    save: Callable[[Snapshot], None]
+    sent: Callable[[Task], None]
 
 
 class Server:
@@ -43,173 +78,319 @@ class Server:
 
     Args:
         federation: The configuration.
-        endpoints: Where clients run.
-        transport: The server's way for models.
-        evaluate: Evaluates a global model at the server, or None.
-        listen: Told of everything that happens.
+        parts: What it works with.
+        run_id: The run's name.
     """
 
-    def __init__(
-        self,
-        federation: Federation,
-        endpoints: Endpoints,
-        transport: Transport,
-        evaluate: Evaluator | None,
-        listen: Listener,
-    ) -> None:
-        self._federation = federation
-        self._configs = federation.server_configs
-        self._endpoints = endpoints
-        self._transport = transport
-        self._evaluate = evaluate
-        self._listen = listen
-        self._late: set[Future[JSONObject]] = set()
+    def __init__(self, federation: Federation, parts: Parts, run_id: str) -> None:
+        self._federation, self._run_id = federation, run_id
+        self._transport = parts.transport
+        self._scheduler, self._aggregator = parts.scheduler, parts.aggregator
+        self._clock, self._evaluate = parts.clock, parts.evaluate
+        self._listen, self._save, self._sent = parts.listen, parts.save, parts.sent
+        self._rounds = federation.server_configs.num_global_epochs
+        self._patience = federation.server_configs.round_deadline
+        self._sites = Sites(
+            federation.clients, parts.endpoints, parts.clock, parts.listen, self._patience
+        )
+        self._names = [client.client_id for client in federation.clients]
+        self._memory = {name: SiteMemory() for name in self._names}
+        self._models: dict[int, Ref] = {}
+        self._waiting: list[Answer] = []
+        self._used: list[Ref] = []
+        self._retries: dict[tuple[str, int], _Retry] = {}
+        self._jobs = 0
+        self._stopping = False
 
-    def require_clients(self) -> None:
-        """Ask every client's site whether it takes tasks, before anything is sent.
+    def stop(self) -> None:
+        """End the run with the round that goes on."""
+        self._stopping = True
 
-        Raises:
-            FederationError: Fewer than `min_clients` do; the message names those that do not.
-        """
-        down = {
-            client.client_id: reason
-            for client in self._federation.clients
-            if (reason := self._endpoints.health(client)) is not None
-        }
-        if len(self._federation.clients) - len(down) < self._needed:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in down.items())
-            raise FederationError(
-                f"{len(down)} of {len(self._federation.clients)} sites are down "
-                f"({self._needed} needed): {reasons}"
-            )
-
-    def fit(self, weights: Tensors) -> Tensors:
+    def fit(self, start: Snapshot, recovered: list[Task]) -> Snapshot:
         """Train.
 
         Args:
-            weights: The initial global model.
+            start: The initial global model, or what an earlier run left.
+            recovered: Tasks that an earlier run sent and whose answers may still come.
 
         Returns:
-            The global model after `num_global_epochs` rounds.
+            What there is after the last step: that of round `num_global_epochs`, or an earlier
+            one if `stop` was called.
 
         Raises:
-            RoundError: A round got fewer updates than it needs, within its deadline.
-            FederationError: The server's own transport failed.
+            RoundError: A round cannot get the updates that it needs.
+            FederationError: The server's own transport or disk failed.
         """
+        self._restore(start)
+        for task in recovered:
+            if self._scheduler.keeps_late or task.version == start.version:
+                self._sites.adopt(task)
+        snapshot, this = start, _Round(start, self._clock)
         try:
-            for number in range(1, self._configs.num_global_epochs + 1):
-                weights = self._round(number, weights)
+            while snapshot.version < self._rounds and not self._stopping:
+                self._gather(this)
+                snapshot, this = self._step(this)
         finally:
-            self._evict_late()
-        return weights
+            self._forget()
+        return snapshot
 
-    @property
-    def _needed(self) -> int:
-        return self._configs.min_clients or self._configs.num_clients
-
-    def _round(self, number: int, weights: Tensors) -> Tensors:
-        """One round: broadcast, collect what arrives in time, average, evaluate."""
-        this = _Round(number, weights)
-        with this.phase("broadcast"):
-            model = self._transport.put(encode(weights))
-        try:
-            tasks = self._submit(this, model)
-            self._collect(this, tasks)
-        finally:
-            with this.phase("evict"):
-                self._evict(model)
-                self._evict_late()
-        with this.phase("aggregate"):
-            weights = this.mean.result()
-        with this.phase("evaluate"):
-            evaluation = self._evaluate(weights) if self._evaluate else None
-        self._listen(this.ended(evaluation, bytes_down=model.size * len(tasks)))
-        return weights
-
-    def _submit(self, this: _Round, model: Ref) -> Tasks:
-        """Send every client its request."""
-        tasks: Tasks = {}
-        with this.phase("submit"):
-            for client in self._federation.clients:
-                request = train_request(self._federation, client, this.number, model)
-                tasks[self._endpoints.submit(client, request)] = client
-        self._listen(RoundStarted(this.number, [client.client_id for client in tasks.values()]))
-        return tasks
-
-    def _collect(self, this: _Round, tasks: Tasks) -> None:
-        """Fold in what arrives before the deadline; name who failed, and who is late."""
-        late = dict(tasks)
-        for task in self._arrivals(this, tasks):
-            del late[task]
-            try:
-                update = self._fold(this, tasks[task], task)
-            except FederationError as error:
-                self._fail(this, tasks[task], error)
-                self._require_enough(this, len(tasks) - len(this.failures))
-            else:
-                this.updates.append(update)
-                self._listen(update)
-        self._late.update(late)
-        for client in late.values():
-            reason = f"no answer within {self._configs.round_deadline:g} s"
-            self._fail(this, client, FederationError(reason))
-        self._require_enough(this, len(this.updates))
-
-    def _arrivals(self, this: _Round, tasks: Tasks) -> Iterator[Future[JSONObject]]:
-        """Tasks as they finish, until all have or the round's deadline is reached."""
-        pending = set(tasks)
-        while pending:
-            left = self._configs.round_deadline - this.age()
+    def _gather(self, this: _Round) -> None:
+        """Have sites train until the scheduler has what it wants for a step."""
+        while not self._decide(this):
+            self._assign(this)
             with this.phase("wait"):
-                done, pending = wait(pending, max(left, 0), return_when=FIRST_COMPLETED)
-            if not done:
-                return
-            # Those that arrived together, in the order of their clients: runs repeat.
-            yield from (task for task in tasks if task in done)
+                wake = self._scheduler.wake(self._view(this))
+                retries = [retry.when for retry in self._retries.values()]
+                arrivals = self._sites.wait(min([wake, *retries]))
+            for arrival in arrivals:
+                self._receive(this, arrival)
 
-    def _fold(self, this: _Round, client: Client, task: Future[JSONObject]) -> UpdateReceived:
-        """Fetch one client's update, check it, fold it in, evict it."""
-        result = answer_of(task, self._endpoints)
-        model = Ref.from_json(result.get("update"))
+    def _decide(self, this: _Round) -> bool:
+        """Do with updates what the scheduler says; true to step."""
+        while True:
+            decision = self._scheduler.decide(self._view(this))
+            if decision.hopeless is not None:
+                raise RoundError(f"round {this.number} can have {decision.hopeless}")
+            for answer in decision.drop:
+                self._done_with(answer)
+            folded = [self._fold(this, answer) for answer in decision.fold]
+            if not decision.close or all(folded):
+                return decision.close
+            # Too little may be left for the step now: that is decided anew.
+
+    def _assign(self, this: _Round) -> None:
+        """Send idle sites the tasks that the scheduler has for them."""
+        assignments = self._scheduler.assign(self._view(this))
+        if not assignments:
+            return
+        model = self._model(this)
+        with this.phase("submit"):
+            for assignment in assignments:
+                self._send(this, assignment, model)
+        if not this.started:
+            this.started = True
+            self._listen(RoundStarted(this.number, [a.client_id for a in assignments]))
+
+    def _model(self, this: _Round) -> Ref:
+        """The round's model, put once for all who need it."""
+        if this.version not in self._models:
+            with this.phase("broadcast"):
+                encoded = encode(self._layout(this))
+                self._models[this.version] = self._insist(lambda: self._transport.put(encoded))
+        return self._models[this.version]
+
+    def _layout(self, this: _Round) -> Tensors:
+        """What is sent, and what an update looks like: the model, and the aggregator's own."""
+        return {**this.weights, **self._aggregator.extra(this.weights)}  # noqa: S610  (not Django's)
+
+    def _insist(self, put: Callable[[], Ref]) -> Ref:
+        """Try again while the server's own way is down, up to the round's deadline."""
+        give_up = self._clock.now() + self._patience
+        pause = 1.0
+        while True:
+            try:
+                return put()
+            except UnreachableError as error:
+                if self._clock.now() + pause > give_up:
+                    raise
+                self._listen(Warned(f"waiting for the server's way for models: {error}"))
+                self._pause(pause)
+                pause = min(2 * pause, 30.0)
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, whatever happens at the sites."""
+        until = self._clock.now() + seconds
+        while (left := until - self._clock.now()) > 0:
+            self._clock.wait(left)
+        self._clock.wake()  # what happened meanwhile is looked at next
+
+    def _send(self, this: _Round, assignment: Assignment, model: Ref) -> None:
+        """Send one site its task."""
+        name = assignment.client_id
+        turn = self._sites.turn(name, this.version)
+        self._jobs += 1
+        job = f"{self._run_id}.{name}.{turn}.{self._jobs}"
+        request = train_request(
+            self._federation,
+            self._sites[name].client,
+            model,
+            turn=turn,
+            job=job,
+            run_id=self._run_id,
+            update=self._aggregator.wants,
+            steps=assignment.steps,
+            learning_rate_scale=assignment.learning_rate_scale,
+            control_version=self._memory[name].accepted,
+        )
+        task = self._sites.send(name, this.version, job, request)
+        this.bytes_down += model.size
+        self._sent(task)
+
+    def _receive(self, this: _Round, arrival: Arrival) -> None:
+        """Read an answer with suspicion; its update waits where it is."""
+        task, outcome = arrival.task, arrival.outcome
+        if isinstance(outcome, FederationError):
+            self._fail(this, task.client_id, outcome)
+            return
         try:
-            answer = _Answer(result)
+            answer = _answer(task, outcome, self._clock.now())
+        except FederationError as error:
+            self._sites.sit_out(task.client_id, str(error))
+            self._fail(this, task.client_id, error)
+            self._discard(outcome)
+            return
+        if arrival.repeated:
+            self._used.append(answer.update)
+        else:
+            self._memory[task.client_id].num_samples = answer.num_samples
+            self._scheduler.observe(answer)
+            self._waiting.append(answer)
+
+    def _fold(self, this: _Round, answer: Answer) -> bool:
+        """Fetch an update, check it and fold it in; false if that cannot be done, or not yet."""
+        try:
             with this.phase("collect"):
-                update = decode(self._transport.get(model))
-                require_same_layout(this.weights, update)
-            with this.phase("aggregate"):
-                this.mean.add(update, self._weight(answer))
-        finally:
-            with this.phase("evict"):
-                self._evict(model)
-        return UpdateReceived(
-            round=this.number,
-            client_id=client.client_id,
+                update = decode(self._transport.get(answer.update))
+                require_same_layout(self._layout(this), update)
+        except (UnreachableError, GoneError) as error:
+            self._ask_again(this, answer, error)
+            return False
+        except FederationError as error:
+            self._done_with(answer)
+            self._sites.sit_out(answer.client_id, str(error))
+            self._fail(this, answer.client_id, error)
+            return False
+        with this.phase("aggregate"):
+            self._aggregator.add(update, self._contribution(this, answer))
+        self._done_with(answer)
+        self._memory[answer.client_id].accepted = answer.turn
+        this.folded.append(answer)
+        self._listen(this.received(answer))
+        return True
+
+    def _ask_again(self, this: _Round, answer: Answer, error: TransportError) -> None:
+        """An update did not come: ask for it later, or in the end have its site train again."""
+        retry = self._retries.setdefault(_key(answer), _Retry())
+        retry.failed += 1
+        retry.when = self._clock.now() + FETCH_PAUSE_SECONDS * 4.0 ** (retry.failed - 1)
+        if isinstance(error, GoneError) or retry.failed >= FETCHES:
+            self._done_with(answer)
+            if arrival := self._sites.lose(answer.client_id, answer.turn, error):
+                self._receive(this, arrival)
+
+    def _done_with(self, answer: Answer) -> None:
+        """An answer is used, or of no use: its update is evicted after the next step."""
+        self._waiting.remove(answer)
+        self._retries.pop(_key(answer), None)
+        self._used.append(answer.update)
+
+    def _contribution(self, this: _Round, answer: Answer) -> Contribution:
+        known = [memory.num_samples for memory in self._memory.values() if memory.num_samples]
+        everybody = sum(known) / len(known) * len(self._memory)
+        return Contribution(
+            client_id=answer.client_id,
             num_samples=answer.num_samples,
             steps=answer.steps,
-            metrics=answer.metrics,
-            seconds=answer.seconds,
-            size=model.size,
-            after=this.age(),
+            staleness=this.version - answer.version,
+            share=min(answer.num_samples / everybody, 1.0),
         )
 
-    def _weight(self, answer: _Answer) -> float:
-        mode = self._configs.aggregator_kwargs.client_weights_mode
-        return float(answer.num_samples) if mode == "sample_size" else 1.0
+    def _step(self, this: _Round) -> tuple[Snapshot, _Round]:
+        """Take the step, keep its result, and only then forget what it was made of."""
+        with this.phase("aggregate"):
+            weights = self._aggregate(this)
+        with this.phase("evaluate"):
+            evaluation = self._evaluate(weights) if self._evaluate else None
+        if not self._scheduler.keeps_late:
+            self._name_the_missing(this)
+        self._listen(this.ended(evaluation))
+        snapshot = self._snapshot(this.number, weights)
+        following = _Round(snapshot, self._clock)
+        with following.phase("checkpoint"):
+            self._save(snapshot)
+        self._sites.stepped(late=not self._scheduler.keeps_late)
+        with following.phase("evict"):
+            self._evict_used()
+        return snapshot, following
 
-    def _fail(self, this: _Round, client: Client, error: FederationError) -> None:
+    def _aggregate(self, this: _Round) -> Tensors:
+        try:
+            return self._aggregator.step(this.weights)
+        except ValueError as error:
+            raise RoundError(f"round {this.number}: {error}") from error
+
+    def _name_the_missing(self, this: _Round) -> None:
+        """Who gave nothing to a round that is over, and why."""
+        named = {*(a.client_id for a in this.folded), *(f.client_id for f in this.failures)}
+        for name, site in self._sites:
+            if name not in named:
+                waited = f"no answer within {this.age():.1f} s"
+                reason = site.reason if site.state is State.LOST else waited
+                self._fail(this, name, FederationError(reason))
+
+    def _view(self, this: _Round) -> View:
+        """What the scheduler decides by."""
+        now = self._clock.now()
+        resting = [a for a in self._waiting if now < self._retries.get(_key(a), _Retry()).when]
+        waited_for = {answer.client_id for answer in resting}
+        return View(
+            now=now,
+            version=this.version,
+            began=this.began,
+            clients=self._names,
+            idle=[name for name, site in self._sites if site.idle and name not in waited_for],
+            busy={name: site.version for name, site in self._sites if site.task is not None},
+            pending=[*waited_for, *(name for name, site in self._sites if site.pending)],
+            offline={name: site.reason for name, site in self._sites if site.offline},
+            waiting=[answer for answer in self._waiting if answer not in resting],
+            folded=this.folded,
+            failed={name: site.reason for name, site in self._sites if site.sits_out},
+        )
+
+    def _snapshot(self, version: int, weights: Tensors) -> Snapshot:
+        for name, site in self._sites:
+            memory = self._memory[name]
+            memory.turn, memory.version, memory.answered = site.turn, site.version, site.answered
+        return Snapshot(
+            version=version,
+            weights=weights,
+            aggregator=self._aggregator.state(),
+            scheduler=self._scheduler.state(),
+            sites=self._memory,
+        )
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        self._aggregator.restore(snapshot.aggregator)
+        self._scheduler.restore(snapshot.scheduler)
+        for name, memory in snapshot.sites.items():
+            self._memory[name], site = memory, self._sites[name]
+            site.turn, site.version, site.answered = memory.turn, memory.version, memory.answered
+
+    def _fail(self, this: _Round, name: str, error: FederationError) -> None:
         trace = error.traceback if isinstance(error, SiteError) else None
-        failure = ClientFailed(this.number, client.client_id, str(error), trace)
+        failure = ClientFailed(this.number, name, str(error), trace)
         this.failures.append(failure)
         self._listen(failure)
 
-    def _require_enough(self, this: _Round, possible: int) -> None:
-        """Give up as soon as a round can no longer get the updates it needs."""
-        if possible < self._needed:
-            reasons = "; ".join(f"{fault.client_id}: {fault.reason}" for fault in this.failures)
-            raise RoundError(
-                f"round {this.number} can have {possible} of the {self._needed} updates it needs: "
-                f"{reasons}"
-            )
+    def _forget(self) -> None:
+        """The run is over: evict all that it put or was sent."""
+        for arrival in self._sites.wait(self._clock.now()):
+            if not isinstance(arrival.outcome, FederationError):
+                self._discard(arrival.outcome)
+        for answer in list(self._waiting):
+            self._done_with(answer)
+        self._used += self._models.values()
+        self._models = {}
+        self._evict_used()
+
+    def _evict_used(self) -> None:
+        """Evict updates that are in a kept step, and models that no site has a task with."""
+        needed = {site.task.version for _, site in self._sites if site.task is not None}
+        for version in [version for version in self._models if version not in needed]:
+            self._used.append(self._models.pop(version))
+        for ref in self._used:
+            self._evict(ref)
+        self._used = []
 
     def _evict(self, ref: Ref) -> None:
         """Evict; an object that cannot be evicted is worth a line, not the run."""
@@ -218,32 +399,32 @@ class Server:
         except FederationError as error:
             self._listen(Warned(f"a model was not evicted: {error}"))
 
-    def _evict_late(self) -> None:
-        """Evict updates that came after their round had closed: they are not used."""
-        for task in [task for task in self._late if task.done()]:
-            self._late.discard(task)
-            try:
-                model = Ref.from_json(answer_of(task, self._endpoints).get("update"))
-            except FederationError:
-                continue  # it failed in the end, so it left nothing
-            self._evict(model)
+    def _discard(self, result: JSONObject) -> None:
+        """Evict the update of an answer that is of no use."""
+        try:
+            self._evict(Ref.from_json(result.get("update")))
+        except TransportError:
+            return  # it names none
 
 
 class _Round:
-    """A round as it goes on: its sum, who answered, who failed, and where the time went."""
+    """A round as it goes on: what is in its sum, who failed, and where the time went."""
 
-    def __init__(self, number: int, weights: Tensors) -> None:
-        self.number = number
-        self.weights = weights
-        self.mean = WeightedMean(weights)
-        self.updates: list[UpdateReceived] = []
+    def __init__(self, snapshot: Snapshot, clock: Clock) -> None:
+        self.version, self.weights = snapshot.version, snapshot.weights
+        self.number = snapshot.version + 1
+        self.started = False
+        self.folded: list[Answer] = []
         self.failures: list[ClientFailed] = []
-        self._started = time.monotonic()
+        self.bytes_down = 0
+        self.began = clock.now()
+        self._clock = clock
+        self._updates: list[UpdateReceived] = []
         self._seconds: dict[str, float] = {}
 
     def age(self) -> float:
         """Seconds since the round began."""
-        return time.monotonic() - self._started
+        return self._clock.now() - self.began
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -254,28 +435,62 @@ class _Round:
         finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + self.age() - started
 
-    def ended(self, evaluation: Evaluation | None, bytes_down: int) -> RoundEnded:
+    def received(self, answer: Answer) -> UpdateReceived:
+        """Note an update that was folded in."""
+        update = UpdateReceived(
+            round=self.number,
+            client_id=answer.client_id,
+            num_samples=answer.num_samples,
+            steps=answer.steps,
+            staleness=self.version - answer.version,
+            metrics=answer.metrics,
+            seconds=answer.seconds,
+            size=answer.update.size,
+            after=self.age(),
+        )
+        self._updates.append(update)
+        return update
+
+    def ended(self, evaluation: Evaluation | None) -> RoundEnded:
         """The round's account."""
         return RoundEnded(
             round=self.number,
             loss=evaluation.loss if evaluation else None,
             accuracy=evaluation.accuracy if evaluation else None,
-            updates=self.updates,
+            updates=self._updates,
             failures=self.failures,
-            bytes_down=bytes_down,
-            bytes_up=sum(update.size for update in self.updates),
+            bytes_down=self.bytes_down,
+            bytes_up=sum(update.size for update in self._updates),
             seconds={**self._seconds, "total": self.age()},
         )
 
 
-class _Answer:
-    """The numbers of a site's answer, read with suspicion."""
+@dataclass
+class _Retry:
+    """How often an update was asked for in vain, and when it is asked for again."""
 
-    def __init__(self, result: JSONObject) -> None:
-        self.num_samples = _count(result, "num_samples")
-        self.steps = _count(result, "steps")
-        self.metrics = _numbers(result, "metrics")
-        self.seconds = _numbers(result, "seconds")
+    failed: int = 0
+    when: float = -math.inf
+
+
+def _key(answer: Answer) -> tuple[str, int]:
+    return answer.client_id, answer.turn
+
+
+def _answer(task: Task, result: JSONObject, now: float) -> Answer:
+    """A site's answer, read with suspicion."""
+    return Answer(
+        client_id=task.client_id,
+        version=task.version,
+        turn=task.turn,
+        update=Ref.from_json(result.get("update")),
+        num_samples=_count(result, "num_samples"),
+        steps=_count(result, "steps"),
+        metrics=_numbers(result, "metrics"),
+        seconds=_numbers(result, "seconds"),
+        sent=task.sent,
+        arrived=now,
+    )
 
 
 def _count(result: JSONObject, key: str) -> int:

@@ -3,7 +3,7 @@
 A new way is one new file beside these, and its line in `open_transport`.
 """
 
-from fl.transport.base import Ref, Transport, TransportError
+from fl.transport.base import GoneError, Ref, Transport, TransportError, UnreachableError
 from fl.transport.ways import open_transport
 
-__all__ = ["Ref", "Transport", "TransportError", "open_transport"]
+__all__ = ["GoneError", "Ref", "Transport", "TransportError", "UnreachableError", "open_transport"]

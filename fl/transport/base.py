@@ -14,6 +14,14 @@ class TransportError(FederationError):
     """Bytes could not be put, got or evicted, or arrived other than they left."""
 
 
+class UnreachableError(TransportError):
+    """A place that holds bytes did not answer: another try may mend it."""
+
+
+class GoneError(TransportError):
+    """The bytes are not where they were put: no try will mend that."""
+
+
 @dataclass(frozen=True)
 class Ref:
     """Where bytes are, how many, and what they hash to. It travels as JSON.

@@ -19,7 +19,7 @@ from proxystore.connectors.endpoint import EndpointConnector, EndpointConnectorE
 from proxystore.endpoint import client
 
 from fl.tensors import digest
-from fl.transport.base import Ref, TransportError, verified
+from fl.transport.base import GoneError, Ref, TransportError, UnreachableError, verified
 
 CONNECT_SECONDS = 10.0
 # An endpoint answers a get only once it has the whole object from its peer. Peers have been
@@ -47,7 +47,7 @@ class ProxystoreTransport:
                 self._address = connector.address
                 self._endpoint_id = str(connector.endpoint_uuid)
         except (EndpointConnectorError, requests.RequestException, OSError) as error:
-            raise TransportError(
+            raise UnreachableError(
                 "no ProxyStore endpoint of this federation answers from here "
                 f"({type(error).__name__}: {_one_line(error)})"
             ) from error
@@ -65,7 +65,7 @@ class ProxystoreTransport:
         """See `Transport.get`."""
         data = self._call(client.get, ref, "get", ref.size)
         if data is None:
-            raise TransportError(
+            raise GoneError(
                 f"model {ref.key['object_id']} is no longer at ProxyStore endpoint "
                 f"{ref.key['endpoint_id']}"
             )
@@ -99,13 +99,14 @@ class ProxystoreTransport:
         try:
             yield
         except requests.RequestException as error:
-            hint = ""
-            if error.response is not None and name == "put":
-                hint = "; is the object over the endpoint's max_object_size?"
-            raise TransportError(
+            message = (
                 f"ProxyStore {name} of {size / 1e6:.1f} MB at {self._address} failed: "
-                f"{_one_line(error)}{hint}"
-            ) from error
+                f"{_one_line(error)}"
+            )
+            if error.response is not None and name == "put":
+                hint = "is the object over the endpoint's max_object_size?"
+                raise TransportError(f"{message}; {hint}") from error
+            raise UnreachableError(message) from error
 
 
 class _DeadlineSession(requests.Session):

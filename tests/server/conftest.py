@@ -6,8 +6,13 @@ import pytest
 import torch
 
 from fl.config import Client, DataConfigs, Federation, ServerConfigs, SharedClientConfigs
+from fl.server.aggregators import open_aggregator
+from fl.server.checkpoint import Snapshot
+from fl.server.clock import RealClock
+from fl.server.federation import Parts, Server
+from fl.server.schedulers import open_scheduler
 from fl.tensors import decode, digest, encode
-from fl.transport.base import Ref, TransportError, verified
+from fl.transport.base import GoneError, Ref, verified
 
 
 class MemoryTransport:
@@ -25,7 +30,7 @@ class MemoryTransport:
 
     def get(self, ref):
         if ref.key.get("id") not in self.objects:
-            raise TransportError("no longer there")
+            raise GoneError("no longer there")
         return verified(ref, self.objects[ref.key["id"]])
 
     def evict(self, ref):
@@ -38,15 +43,17 @@ class MemoryTransport:
 class ScriptedEndpoints:
     """Clients whose answers come from functions of (request, transport).
 
-    A function may return the task's answer, raise, or return None for a task that never ends.
+    A function may return the task's answer, raise, or return None for a task that never ends:
+    it waits in `open`, by client. Clients in `down` are offline, for the reason there.
     """
 
     def __init__(self, transport, scripts):
         self.transport, self.scripts = transport, scripts
-        self.open = {}
+        self.open, self.down, self.requests = {}, {}, []
 
     def submit(self, client, request):
         future = Future()
+        self.requests.append(request)
         try:
             answer = self.scripts[client.client_id](request, self.transport)
         except Exception as error:
@@ -59,13 +66,22 @@ class ScriptedEndpoints:
         return future
 
     def health(self, client):
-        return None
+        return self.down.get(client.client_id)
 
     def explain(self, error):
         return f"explained {error}"
 
+    def recover(self, jobs):
+        return {}
+
     def close(self):
         pass
+
+
+class QuickClock(RealClock):
+    """The real one, in a hurry."""
+
+    tick = 0.01
 
 
 def train(delta, num_samples=1, **extra):
@@ -73,10 +89,12 @@ def train(delta, num_samples=1, **extra):
 
     def answer(request, transport):
         weights = decode(transport.get(Ref.from_json(request["model"])))
-        moved = {name: tensor + delta for name, tensor in weights.items()}
+        change = {name: torch.full_like(tensor, delta) for name, tensor in weights.items()}
+        if request["update"] == "model":
+            change = {name: weights[name] + tensor for name, tensor in change.items()}
         return {
             "result": {
-                "update": transport.put(encode(moved)).to_json(),
+                "update": transport.put(encode(change)).to_json(),
                 "num_samples": num_samples,
                 "steps": 1,
                 "metrics": {"train_loss": 0.5},
@@ -102,7 +120,7 @@ def weights():
 def federation():
     """A federation of the named clients, with server settings as given."""
 
-    def _federation(names, **settings):
+    def _federation(names, endpoint_id="local", **settings):
         data = DataConfigs(dataset_path="d.py", dataset_name="load")
         model = {"model_path": "m.py", "model_name": "Net"}
         return Federation(
@@ -111,8 +129,53 @@ def federation():
                 {"num_clients": len(names), "num_global_epochs": 1, **settings}
             ),
             clients=[
-                Client(endpoint_id="local", client_id=name, data_configs=data) for name in names
+                Client(endpoint_id=endpoint_id, client_id=name, data_configs=data) for name in names
             ],
         )
 
     return _federation
+
+
+@pytest.fixture
+def fit(federation, transport, weights):
+    """Run a federation of scripted clients.
+
+    Gives the weights and the events; what else there was is in `fit.endpoints`, `fit.snapshots`
+    and `fit.server`.
+    """
+    clocks = []
+
+    def _fit(scripts, evaluate=None, start=None, on_event=lambda event: None, **settings):
+        endpoints = _fit.prepared or ScriptedEndpoints(transport, scripts)
+        endpoints.scripts = scripts
+        names = list(scripts)
+        configured = federation(names, **settings)
+        configs = configured.server_configs
+        aggregator = open_aggregator(configs.aggregator, configs.aggregator_kwargs, names)
+        clocks.append(QuickClock())
+        events, _fit.snapshots = [], []
+
+        def listen(event):
+            events.append(event)
+            on_event(event)
+
+        parts = Parts(
+            endpoints=endpoints,
+            transport=transport,
+            scheduler=open_scheduler(configs, aggregator.updates_per_step),
+            aggregator=aggregator,
+            clock=clocks[-1],
+            evaluate=evaluate,
+            listen=listen,
+            save=_fit.snapshots.append,
+            sent=lambda task: None,
+        )
+        _fit.server = Server(configured, parts, "run")
+        _fit.events, _fit.endpoints = events, endpoints
+        begin = start or Snapshot(0, weights, {}, {}, {})
+        return _fit.server.fit(begin, []).weights, events
+
+    _fit.prepared = None
+    yield _fit
+    for clock in clocks:
+        clock.close()

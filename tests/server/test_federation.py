@@ -5,27 +5,15 @@ import torch
 
 from fl.client.trainer import Evaluation
 from fl.errors import FederationError
+from fl.server import sites
+from fl.server.clock import RealClock
 from fl.server.events import ClientFailed, RoundEnded, UpdateReceived
-from fl.server.federation import RoundError, Server
+from fl.server.federation import RoundError
 from fl.tensors import encode
 from fl.transport.base import Ref
 from tests.server.conftest import ScriptedEndpoints, train
 
-
-@pytest.fixture
-def fit(federation, transport, weights):
-    """Run a federation of scripted clients; gives the weights and the events."""
-
-    def _fit(scripts, evaluate=None, **settings):
-        events = []
-        endpoints = ScriptedEndpoints(transport, scripts)
-        server = Server(
-            federation(list(scripts), **settings), endpoints, transport, evaluate, events.append
-        )
-        _fit.events, _fit.endpoints = events, endpoints
-        return server.fit(weights), events
-
-    return _fit
+NEVER = lambda *_: None  # noqa: E731  (a client that never answers, wherever a script may stand)
 
 
 def of(kind, events):
@@ -65,13 +53,13 @@ def test_the_global_model_is_evaluated_each_round(fit):
 def test_a_client_that_never_answers_ends_at_the_deadline(fit, transport):
     started = time.monotonic()
     with pytest.raises(RoundError, match=r"1 of the 2 updates.*b: no answer within 0\.2 s"):
-        fit({"a": train(1.0), "b": lambda *_: None}, round_deadline=0.2)
+        fit({"a": train(1.0), "b": NEVER}, round_deadline=0.2)
     assert time.monotonic() - started < 2
     assert transport.objects == {}
 
 
 def test_with_a_quorum_the_round_goes_on_without_it(fit, transport):
-    scripts = {"a": train(1.0), "b": lambda *_: None}
+    scripts = {"a": train(1.0), "b": NEVER}
     result, events = fit(scripts, round_deadline=0.2, min_clients=1)
     torch.testing.assert_close(result["w"], torch.ones(4))
     assert [failure.client_id for failure in of(ClientFailed, events)] == ["b"]
@@ -79,23 +67,27 @@ def test_with_a_quorum_the_round_goes_on_without_it(fit, transport):
 
 
 def test_an_update_that_comes_late_is_not_used_but_evicted(fit, transport):
+    """Late in round 1, answered in round 2: dropped, and the site joins round 2."""
     rounds = []
 
     def late(request, transport):
         rounds.append(request["round"])
-        if request["round"] == 1:
-            return None
-        future, first = _fit_endpoints().open["b"]
-        future.set_result(train(100.0)({**first, "model": request["model"]}, transport))
-        return train(1.0)(request, transport)
+        return None if request["round"] == 1 else train(1.0)(request, transport)
 
-    def _fit_endpoints():
-        return fit.endpoints
+    def answer_late(event):
+        if isinstance(event, RoundEnded) and event.round == 1:
+            future, first = fit.endpoints.open["b"]
+            future.set_result(train(100.0)(first, transport))
 
-    result, _ = fit(
-        {"a": train(1.0), "b": late}, round_deadline=0.2, min_clients=1, num_global_epochs=2
+    result, events = fit(
+        {"a": train(1.0), "b": late},
+        on_event=answer_late,
+        round_deadline=0.3,
+        min_clients=1,
+        num_global_epochs=2,
     )
     torch.testing.assert_close(result["w"], torch.full((4,), 2.0))
+    assert [len(ended.updates) for ended in of(RoundEnded, events)] == [1, 2]
     assert rounds == [1, 2]
     assert transport.objects == {}
 
@@ -114,7 +106,7 @@ def raising(request, transport):
 def test_a_failure_at_a_site_ends_the_round_at_once_when_all_are_needed(fit):
     started = time.monotonic()
     with pytest.raises(RoundError, match="a: no such loader"):
-        fit({"a": failing("no such loader"), "b": lambda *_: None}, round_deadline=60)
+        fit({"a": failing("no such loader"), "b": NEVER}, round_deadline=60)
     assert time.monotonic() - started < 5
     (failure,) = of(ClientFailed, fit.events)
     assert failure.traceback == "Traceback..."
@@ -146,7 +138,7 @@ def forgotten(result, transport):
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
-        (raising, "explained lost"),
+        (raising, "explained lost"),  # sent three times
         (lambda *_: {"result": "text"}, "no result"),
         (lambda *_: ["list"], "no result"),
         (bad(forgotten), "not a reference"),
@@ -174,11 +166,11 @@ def test_numbers_that_are_not_finite_are_left_out(fit):
     assert update.metrics == {"val_loss": 0.5}
 
 
-def test_sites_that_are_down_are_named_before_anything_is_sent(federation, transport, weights):
-    endpoints = ScriptedEndpoints(transport, {"a": train(1.0), "b": train(1.0)})
-    endpoints.health = lambda client: "endpoint is offline" if client.client_id == "b" else None
-    server = Server(federation(["a", "b"]), endpoints, transport, None, print)
+def test_sites_that_are_down_are_named_before_anything_is_sent(federation, transport):
+    endpoints = ScriptedEndpoints(transport, {})
+    endpoints.down = {"b": "endpoint is offline"}
+    clients, clock = federation(["a", "b"]).clients, RealClock()
     with pytest.raises(FederationError, match=r"1 of 2 sites are down.*b: endpoint is offline"):
-        server.require_clients()
-    quorum = Server(federation(["a", "b"], min_clients=1), endpoints, transport, None, print)
-    quorum.require_clients()
+        sites.require_clients(clients, endpoints, clock, 2)
+    sites.require_clients(clients, endpoints, clock, 1)
+    clock.close()

@@ -1,0 +1,192 @@
+"""What a run needs to go on after anything, in one file that is never half written.
+
+The file is safetensors: the model and what the aggregator remembers as tensors, all the rest as
+JSON in its metadata. A digest over the whole stands at its end. It is written beside the last one,
+flushed to the disk and renamed into its place, so that after a crash at any moment there is a whole
+one. Clients draw from seeds that follow from the run's seed, their names and their turns, so no
+state of a random generator needs to be kept.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+
+from fl.errors import FederationError
+from fl.server.strategies import State
+from fl.tensors import Tensors
+
+FORMAT = "fl checkpoint 1"
+DIGEST_BYTES = 32
+
+
+class CheckpointError(FederationError):
+    """A checkpoint cannot be written, or what is there cannot be gone on from."""
+
+
+@dataclass
+class SiteMemory:
+    """What is kept of a site from one step to the next.
+
+    Attributes:
+        turn: Its latest training, from 1; 0 before the first.
+        version: Steps that the server had taken when it sent the model for it.
+        answered: Whether that training's update has arrived.
+        accepted: The turn of its last update that was used, or None.
+        num_samples: Samples that it last said to have, 0 before.
+    """
+
+    turn: int = 0
+    version: int = -1
+    answered: bool = True
+    accepted: int | None = None
+    num_samples: int = 0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run between two rounds.
+
+    Attributes:
+        version: Steps that the server has taken.
+        weights: The global model after them.
+        aggregator: What the aggregator remembers.
+        scheduler: What the scheduler has learnt, JSON types.
+        sites: What is kept of every site.
+    """
+
+    version: int
+    weights: Tensors
+    aggregator: State
+    scheduler: dict[str, Any]
+    sites: dict[str, SiteMemory]
+
+
+def save(file: Path, snapshot: Snapshot) -> None:
+    """Write a checkpoint so that it, or the one before, survives anything.
+
+    Args:
+        file: Its path.
+        snapshot: What to keep.
+
+    Raises:
+        CheckpointError: The disk is full, or the file cannot be written; the last one is whole.
+    """
+    encoded = safetensors.torch.save(_tensors(snapshot), _metadata(snapshot))
+    temporary = file.with_suffix(".part")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(encoded)
+            stream.write(hashlib.sha256(encoded).digest())
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+        _sync_folder(file.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full" if full else error.strerror
+        raise CheckpointError(
+            f"{file}: cannot be written: {reason}; the last checkpoint is untouched"
+        ) from error
+
+
+def load(file: Path) -> Snapshot:
+    """Read a checkpoint.
+
+    Args:
+        file: Its path.
+
+    Returns:
+        What was kept.
+
+    Raises:
+        CheckpointError: There is none, it is damaged, or it was written by another version.
+    """
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{file}: no checkpoint: the run ended before its first round did; start it anew"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
+    encoded, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
+    if hashlib.sha256(encoded).digest() != digest:
+        raise CheckpointError(
+            f"{file}: is torn or damaged: its {len(content)} bytes do not match their digest"
+        )
+    try:
+        tensors = safetensors.torch.load(encoded)
+        return _snapshot(tensors, _read_metadata(file, encoded))
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: is no checkpoint: {error}") from error
+
+
+def _tensors(snapshot: Snapshot) -> Tensors:
+    """All tensors by one name each: model/NAME, aggregator/ROLE/NAME."""
+    named = {f"model/{name}": tensor for name, tensor in snapshot.weights.items()}
+    for role, tensors in snapshot.aggregator.items():
+        named |= {f"aggregator/{role}/{name}": tensor for name, tensor in tensors.items()}
+    # Tied weights are written twice: each name is read back as a tensor of its own.
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}
+
+
+def _metadata(snapshot: Snapshot) -> dict[str, str]:
+    rest = {
+        "version": snapshot.version,
+        "scheduler": snapshot.scheduler,
+        "sites": {name: asdict(memory) for name, memory in snapshot.sites.items()},
+        # A role without tensors has no name among theirs.
+        "roles": list(snapshot.aggregator),
+    }
+    return {"format": FORMAT, "state": json.dumps(rest)}
+
+
+def _read_metadata(file: Path, encoded: bytes) -> dict[str, Any]:
+    """The JSON part; refused where another version's."""
+    length = int.from_bytes(encoded[:8], "little")
+    metadata = json.loads(encoded[8 : 8 + length]).get("__metadata__", {})
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{file}: was written as {metadata.get('format')!r}, this version reads {FORMAT!r}; "
+            "resume with the version of fl that wrote it (versions.json names it)"
+        )
+    state: dict[str, Any] = json.loads(metadata["state"])
+    return state
+
+
+def _snapshot(tensors: Tensors, rest: dict[str, Any]) -> Snapshot:
+    weights: Tensors = {}
+    aggregator: State = {role: {} for role in rest["roles"]}
+    for name, tensor in tensors.items():
+        kind, _, below = name.partition("/")
+        if kind == "model":
+            weights[below] = tensor
+        else:
+            role, _, below = below.partition("/")
+            aggregator[role][below] = tensor
+    return Snapshot(
+        version=rest["version"],
+        weights=weights,
+        aggregator=aggregator,
+        scheduler=rest["scheduler"],
+        sites={name: SiteMemory(**memory) for name, memory in rest["sites"].items()},
+    )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

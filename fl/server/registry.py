@@ -1,0 +1,90 @@
+"""From a name in server.yaml to a class: ours, or of a user's package by an entry point."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from fl.config import Arguments, ConfigError, Section, explain
+
+
+def build(
+    key: str,
+    name: str,
+    kwargs: Arguments,
+    context: Any,
+    ours: Mapping[str, type[Any]],
+    group: str,
+    file: Path,
+) -> Any:
+    """Build what a key of `server_configs` names, from the settings under KEY_kwargs.
+
+    Args:
+        key: The key: `aggregator` or `scheduler`.
+        name: What stands there.
+        kwargs: The settings.
+        context: What the class is called with besides them.
+        ours: Classes of this package by their names.
+        group: The entry-point group of other packages' classes.
+        file: Where key and settings stand, for messages.
+
+    Returns:
+        An instance.
+
+    Raises:
+        ConfigError: The name is unknown or somebody else's too, its class cannot be loaded, a
+            setting is unknown or out of range, or the settings do not fit the context.
+    """
+    kind = _class(f"{file}: server_configs.{key}", name, ours, group)
+    place = "server_configs", f"{key}_kwargs"
+    try:
+        # Through JSON, as all of the file: strict mode takes fewer types from Python.
+        settings = kind.Settings.model_validate_json(json.dumps(kwargs))
+    except ValidationError as error:
+        raise ConfigError(explain(file, kind.Settings, error, place)) from error
+    try:
+        return kind(settings, context)
+    except ValueError as error:
+        raise ConfigError(f"{file}: {'.'.join(place)}: {error}") from error
+
+
+def _class(where: str, name: str, ours: Mapping[str, type[Any]], group: str) -> type[Any]:
+    """The one class of a name."""
+    others = list(entry_points(group=group))
+    claims = [point for point in others if point.name == name]
+    if len(claims) + (name in ours) > 1:
+        raise ConfigError(f"{where}: {name} is also claimed by {_owner(claims[0])}")
+    if name in ours:
+        return ours[name]
+    if not claims:
+        known = [*ours, *(point.name for point in others)]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+        raise ConfigError(f"{where}: {name} is unknown; {hint}")
+    return _load(claims[0], where)
+
+
+def _load(point: EntryPoint, where: str) -> type[Any]:
+    """A user's class; whatever its import raises is told in one line."""
+    named = f"{where}: {point.name} of {_owner(point)}"
+    try:
+        kind = point.load()
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{named} cannot be loaded ({reason})") from error
+    settings = getattr(kind, "Settings", None)
+    if not (
+        isinstance(kind, type) and isinstance(settings, type) and issubclass(settings, Section)
+    ):
+        raise ConfigError(f"{named} is no class with Settings, a fl.config.Section")
+    return kind
+
+
+def _owner(point: EntryPoint) -> str:
+    return f"{point.dist.name} ({point.value})" if point.dist else point.value
