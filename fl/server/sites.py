@@ -33,8 +33,9 @@ from fl.server.requests import progress_request
 from fl.transport import UnreachableError
 
 CHECK_SECONDS = 10.0
-"""Between two checks of a site, and no more than one check a second for all of them: the hosted
-service takes 20 requests in 10 s."""
+"""Between two checks of a site."""
+SPACING_SECONDS = 1.0
+"""Between two checks of any: the hosted service takes 20 requests in 10 s."""
 MISSES = 2
 """Checks in a row that must find an endpoint offline: one may fall between two heartbeats."""
 PROBE_SECONDS = 30.0
@@ -172,7 +173,7 @@ class Sites:
         self._endpoints, self._clock, self._listen = endpoints, clock, listen
         self._patience = patience
         self._sites = {client.client_id: Site(client) for client in clients}
-        self._check_seconds = max(CHECK_SECONDS, float(len(self._sites)))
+        self._check_seconds = max(CHECK_SECONDS, len(self._sites) * SPACING_SECONDS)
         self._next_look = 0.0
         self._ended: deque[Task] = deque()  # appended to by the threads that resolve futures
         self._given_up: set[str] = set()
