@@ -101,6 +101,23 @@ class Record:
             raise _unusable(folder, error) from error
         return record
 
+    @classmethod
+    def reopen(cls, folder: Path) -> Self:
+        """Open the folder of a run that has ended.
+
+        Args:
+            folder: The folder.
+
+        Returns:
+            The record.
+
+        Raises:
+            FederationError: It is no run's folder, or the run is still going on.
+        """
+        if not (folder / "run.json").is_file():
+            raise FederationError(f"{folder}: is no run's folder: it has no run.json")
+        return cls(folder)
+
     def federation(self) -> Federation:
         """The run's configuration.
 

@@ -80,7 +80,9 @@ def run(server: Path, clients: Path, console: Console) -> Outcome:
         record = Record.begin(
             federation, site_code=os.environ["FL_SITE_CODE"], task_group=str(task_group)
         )
-        return _fit(federation, algorithm, ways, record, Snapshot(0, weights, {}, {}, {}), console)
+        start = Snapshot(0, weights, {}, {}, {})
+        record.keep(start)
+        return _fit(federation, algorithm, ways, record, start, console)
 
 
 def resume(folder: Path, console: Console) -> Outcome:
@@ -96,7 +98,7 @@ def resume(folder: Path, console: Console) -> Outcome:
     Raises:
         FederationError: Anything that a person can put right, in one line.
     """
-    record = Record(folder)
+    record = Record.reopen(folder)
     origin, federation = record.origin(), record.federation()
     prepare_environment(federation, Path(origin["site_code"]))
     algorithm = _Algorithm(federation)
@@ -184,7 +186,7 @@ def _fit(
     )
     server = Server(federation, parts, record.run_id)
     recovered = _recover(record.outstanding(start), ways)
-    with progress, _interruptible(server.stop, console):
+    with progress, _interruptible(server.stop, console), _resumable(record, console):
         end = server.fit(start, recovered)
     model = record.save(end.weights) if end.version >= rounds else None
     return Outcome(record.folder, model, last[0].accuracy if last else None)
@@ -215,6 +217,18 @@ def _interruptible(stop: Callable[[], None], console: Console) -> Iterator[None]
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _resumable(record: Record, console: Console) -> Iterator[None]:
+    """Say how to go on with a run that is broken off."""
+    try:
+        yield
+    except (FederationError, KeyboardInterrupt):
+        console.print(
+            f"to go on with it: fl-run --resume {record.folder}", markup=False, soft_wrap=True
+        )
+        raise
 
 
 def _evaluator(federation: Federation) -> Evaluator | None:
