@@ -5,11 +5,11 @@ they work in slices of at most `SLICE` elements over all updates, so what they n
 grow with the model or the number of clients: some 100 MiB at most. Updates may be memory-mapped
 files; each slice is read once, and once more for the mean that follows Krum.
 
-Updates are models that started from the same one, or deltas. All have the same names, shapes and
-dtypes, and no NaN (`fl.tensors.require_same_layout`). Half precision is averaged in float32. Of
-what is not floating (counters), the median and the trimmed mean take the lower middle value, which
-a minority cannot steer either, and multi-Krum the best update's. Equal updates give just that
-update, bit for bit.
+Updates are differences, or models that started from the same one. All have the same names, shapes
+and dtypes, and no NaN (`fl.tensors.require_same_layout`). Half precision is averaged in float32,
+and so is the result: it is rounded once, when the model is stepped. Of what is not floating
+(counters), the median and the trimmed mean take the lower middle value, which a minority cannot
+steer either, and multi-Krum the best update's. Equal updates give just that update, bit for bit.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
+from fl.server.strategies.steps import wide
 from fl.tensors import Tensors
 
 SLICE = 2**21
@@ -33,10 +34,10 @@ def coordinate_median(updates: Sequence[Tensors]) -> Tensors:
     than half of the updates.
 
     Args:
-        updates: Models, at least one.
+        updates: At least one.
 
     Returns:
-        A model, its tensors in the updates' dtypes.
+        Tensors in the updates' dtypes, but floats at least float32.
 
     Raises:
         ValueError: There is no update, or a tensor is complex.
@@ -53,11 +54,11 @@ def trimmed_mean(updates: Sequence[Tensors], *, fraction: float = 0.1) -> Tensor
     against as many wrong updates as it trims from one side.
 
     Args:
-        updates: Models, at least one.
+        updates: At least one.
         fraction: Share that is trimmed from each side, 0 <= fraction < 1/2; 0 gives the mean.
 
     Returns:
-        A model, its tensors in the updates' dtypes.
+        Tensors in the updates' dtypes, but floats at least float32.
 
     Raises:
         ValueError: There is no update, a tensor is complex, or the fraction is out of range.
@@ -79,12 +80,13 @@ def multi_krum(
     https://papers.nips.cc/paper/6617, section 4 and its Multi-Krum variant; see `krum_order`.
 
     Args:
-        updates: Models, more than 2 `num_byzantine` + 2.
+        updates: More than 2 `num_byzantine` + 2.
         num_byzantine: f, how many may be wrong, 0 or more.
         keep: m, how many are averaged, 1 to N; N - f - 2 when None. 1 is Krum.
 
     Returns:
-        A model, its tensors in the updates' dtypes; what is not floating is the best update's.
+        Tensors in the updates' dtypes, but floats at least float32; what is not floating is the
+        best update's.
 
     Raises:
         ValueError: There are too few updates for f, or `keep` is out of range.
@@ -110,7 +112,7 @@ def krum_order(updates: Sequence[Tensors], *, num_byzantine: int) -> list[int]:
     others, over all floating tensors, in float64 (Blanchard et al. 2017, section 4).
 
     Args:
-        updates: Models, more than 2 `num_byzantine` + 2.
+        updates: More than 2 `num_byzantine` + 2.
         num_byzantine: f, how many may be wrong, 0 or more.
 
     Returns:
@@ -140,7 +142,7 @@ def _by_coordinate(
     def in_order(stacked: torch.Tensor) -> torch.Tensor:
         # NumPy's sort of values side by side is several times as fast as torch's; it has no
         # bfloat16, and puts NaN last as well.
-        ordered = torch.from_numpy(np.sort(_wide(stacked).t().numpy(), axis=1)).t()
+        ordered = torch.from_numpy(np.sort(wide(stacked).t().numpy(), axis=1)).t()
         return reduce(ordered) if ordered.is_floating_point() else ordered[middle]
 
     if names := [name for name, tensor in updates[0].items() if tensor.is_complex()]:
@@ -152,10 +154,10 @@ def _in_slices(
     tensors: list[torch.Tensor], reduce: Callable[[torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:
     """Reduce tensors over their first, stacked dimension, some coordinates at a time."""
-    result = torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
+    result = torch.empty_like(wide(tensors[0]), memory_format=torch.contiguous_format)
     flat = result.view(-1)
     for where, stacked in _slices(tensors):
-        flat[where] = reduce(stacked).to(result.dtype)
+        flat[where] = reduce(stacked)
     return result
 
 
@@ -170,8 +172,8 @@ def _slices(tensors: list[torch.Tensor]) -> Iterator[tuple[slice, torch.Tensor]]
 
 def _mean(stacked: torch.Tensor) -> torch.Tensor:
     """The mean over the first dimension; of equal values, exactly that value."""
-    wide = _wide(stacked)
-    return wide[0] + (wide - wide[0]).mean(dim=0)
+    values = wide(stacked)
+    return values[0] + (values - values[0]).mean(dim=0)
 
 
 def _squared_distances(updates: Sequence[Tensors]) -> torch.Tensor:
@@ -187,10 +189,6 @@ def _squared_distances(updates: Sequence[Tensors]) -> torch.Tensor:
     first, second = torch.triu_indices(count, count, offset=1)
     distances[first, second] = pairs
     return distances + distances.T
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _require_updates(updates: Sequence[Tensors]) -> None:
