@@ -154,13 +154,6 @@ class ClientCommConfigs(Section):
     """How models move."""
 
 
-class AggregatorKwargs(Section):
-    """FedAvg's settings."""
-
-    client_weights_mode: Literal["sample_size", "equal"] = "sample_size"
-    """Weigh an update by its client's number of samples, or all alike."""
-
-
 class ServerConfigs(Section):
     """The round loop."""
 
@@ -170,10 +163,10 @@ class ServerConfigs(Section):
     """Rounds."""
     scheduler: Literal["SyncScheduler"] = "SyncScheduler"
     """Every round waits for its clients, up to `round_deadline`."""
-    aggregator: Literal["FedAvgAggregator"] = "FedAvgAggregator"
-    """McMahan et al. 2017, https://arxiv.org/abs/1602.05629."""
-    aggregator_kwargs: AggregatorKwargs = AggregatorKwargs()
-    """Its settings."""
+    aggregator: str = "FedAvgAggregator"
+    """What makes the next model of updates: a name of docs/algorithms.md, or of an entry point."""
+    aggregator_kwargs: Arguments = {}
+    """Its settings; `fl.server.aggregators.open_aggregator` checks both."""
     device: str = "cpu"
     """Where the server evaluates."""
     round_deadline: Seconds = 3600.0
@@ -295,7 +288,7 @@ def load_federation(server: Path, clients: Path) -> Federation:
             federation.train_configs(site)
         except ValidationError as error:
             place = ("clients", index, "train_configs")
-            raise ConfigError(_explain(clients, TrainConfigs, error, place)) from error
+            raise ConfigError(explain(clients, TrainConfigs, error, place)) from error
     return federation
 
 
@@ -315,13 +308,23 @@ def _load(file: Path, schema: type[AnySection]) -> AnySection:
     except TypeError as error:
         raise ConfigError(f"{file}: {error}; quote dates and times") from error
     except ValidationError as error:
-        raise ConfigError(_explain(file, schema, error)) from error
+        raise ConfigError(explain(file, schema, error)) from error
 
 
-def _explain(
+def explain(
     file: Path, schema: type[Section], error: ValidationError, prefix: tuple[str | int, ...] = ()
 ) -> str:
-    """The first fault of a file in one line: file, key, what was expected, the nearest key."""
+    """Tell the first fault of a file in one line: file, key, what was expected, the nearest key.
+
+    Args:
+        file: Where it is.
+        schema: What was validated.
+        error: What pydantic said of it.
+        prefix: The keys that lead to what was validated.
+
+    Returns:
+        The line.
+    """
     # A misspelt key is both unknown and missing: the first says more.
     faults = sorted(
         error.errors(include_url=False), key=lambda fault: fault["type"] != "extra_forbidden"
@@ -339,9 +342,16 @@ def _explain(
     if fault["type"] == "value_error":
         return f"{where}: {fault['msg'].removeprefix('Value error, ')}"
     # A key that takes one of several types has a fault for each.
-    expected = [other["msg"].split(",")[0] for other in faults if _place(other["loc"]) == place]
-    wanted = " or ".join(text.removeprefix("Input should be ") for text in expected)
+    expected = [_expected(other) for other in faults if _place(other["loc"]) == place]
+    wanted = " or ".join(expected)
     return f"{where}: should be {wanted}, not {json.dumps(fault['input'], default=str)[:80]}"
+
+
+def _expected(fault: Any) -> str:
+    """What should have stood there; a choice of values in full, else without pydantic's details."""
+    if fault["type"] == "literal_error":
+        return str(fault["ctx"]["expected"])
+    return str(fault["msg"].split(",")[0].removeprefix("Input should be "))
 
 
 def _place(location: tuple[str | int, ...]) -> tuple[str | int, ...]:

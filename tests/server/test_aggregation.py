@@ -67,6 +67,16 @@ def test_counters_come_from_the_heaviest_update():
     assert result["n"].dtype == torch.int64
 
 
+def test_counters_of_equal_weight_do_not_depend_on_who_came_first():
+    for order in ([3, 8, 5], [8, 5, 3], [5, 3, 8]):
+        updates = [{"n": torch.tensor(n), "flag": torch.tensor(n == 5)} for n in order]
+        result = mean(
+            [*updates, {"n": torch.tensor(99), "flag": torch.tensor(False)}], [2, 2, 2, 1]
+        )
+        assert result["n"].item() == 8
+        assert result["flag"].item() is True
+
+
 def test_no_update_and_no_weight_are_refused():
     with pytest.raises(ValueError, match="no update"):
         WeightedMean().result()

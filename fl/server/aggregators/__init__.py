@@ -1,0 +1,41 @@
+"""What the round loop holds of an algorithm: updates go in, the next model comes out.
+
+The mathematics are `fl.server.strategies` and `fl.server.robust`; here is what a run of them has to
+remember. `docs/algorithms.md` lists them with their settings.
+"""
+
+from __future__ import annotations
+
+from fl.server.aggregators.arrivals import FedAsync, FedBuff, FedCompass, FedQueue
+from fl.server.aggregators.base import Aggregator, Contribution
+from fl.server.aggregators.registry import open_aggregator
+from fl.server.aggregators.robust import Median, MultiKrum, TrimmedMean
+from fl.server.aggregators.rounds import (
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedNova,
+    FedYogi,
+    Scaffold,
+)
+
+__all__ = [
+    "Aggregator",
+    "Contribution",
+    "FedAdagrad",
+    "FedAdam",
+    "FedAsync",
+    "FedAvg",
+    "FedAvgM",
+    "FedBuff",
+    "FedCompass",
+    "FedNova",
+    "FedQueue",
+    "FedYogi",
+    "Median",
+    "MultiKrum",
+    "Scaffold",
+    "TrimmedMean",
+    "open_aggregator",
+]

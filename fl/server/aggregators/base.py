@@ -1,0 +1,184 @@
+"""What an aggregator is, and the two ways of being one: a running mean, or all updates at once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+from fl.server.aggregation import ROLES, WeightedMean
+from fl.server.strategies import State, add_delta
+from fl.tensors import Tensors
+
+Wants = Literal["difference", "model"]
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What the server knows of an update besides its tensors.
+
+    Attributes:
+        client_id: Whose it is.
+        num_samples: Training samples of the client, positive.
+        steps: Local steps that it did, positive.
+        staleness: Server steps since the client got its model, 0 or more.
+        share: The client's share of all clients' samples as known so far, or 1/N; above 0, at
+            most 1.
+    """
+
+    client_id: str
+    num_samples: int
+    steps: int
+    staleness: int
+    share: float
+
+
+class Aggregator(Protocol):
+    """What the round loop holds: updates go in one by one, the next model comes out.
+
+    A class of these has its settings, a `fl.config.Section`, as `Settings`, and is called with one
+    of them and the ids of all clients. It raises ValueError if they do not fit each other.
+
+    Attributes:
+        wants: What clients send: what training added to the model that they received, in its
+            dtypes, or the trained model itself. What is not floating is the trained value in both.
+        updates_per_step: Updates that a step is made of where nobody waits for a round: 1 for
+            FedAsync, K for FedBuff. None leaves that to the scheduler.
+    """
+
+    wants: Wants = "difference"
+    updates_per_step: int | None = None
+
+    def extra(self, weights: Tensors) -> Tensors:
+        """More tensors to broadcast with a model; updates carry differences of the same names.
+
+        Args:
+            weights: The model.
+
+        Returns:
+            The tensors, of names that no model has; `{}` for most.
+        """
+        ...
+
+    def add(self, update: Tensors, contribution: Contribution) -> None:
+        """Fold one update in.
+
+        Args:
+            update: Tensors of the model's names, shapes and dtypes, and those of `extra`.
+            contribution: What is known of it.
+
+        Raises:
+            ValueError: It weighs nothing, such as one that is stale beyond what numbers can tell.
+        """
+        ...
+
+    def step(self, weights: Tensors) -> Tensors:
+        """Make the next model from what was added since the last step, and forget that.
+
+        Args:
+            weights: The model as it is; it is not changed.
+
+        Returns:
+            The next model, in the dtypes of `weights`.
+
+        Raises:
+            ValueError: Nothing was added, or too little.
+        """
+        ...
+
+    def state(self) -> State:
+        """What a checkpoint has to keep, by role and name: memory, and what was not stepped yet."""
+        ...
+
+    def restore(self, state: State) -> None:
+        """Go on from another's `state`, to the last bit.
+
+        Args:
+            state: Of an aggregator of the same class and settings.
+
+        Raises:
+            ValueError: It is another class's.
+        """
+        ...
+
+
+class Streaming(Aggregator, ABC):
+    """Folds updates into one running mean: one model's memory, whatever the number of clients."""
+
+    roles: ClassVar[frozenset[str]] = frozenset()
+    """What it remembers from step to step."""
+
+    def __init__(self) -> None:
+        self._memory: State = {}
+        self._mean = WeightedMean()
+
+    def extra(self, weights: Tensors) -> Tensors:  # noqa: ARG002 - others need the model
+        """Nothing."""
+        return {}
+
+    def add(self, update: Tensors, contribution: Contribution) -> None:
+        """Fold one update in; it is not kept."""
+        self._mean.add(update, self._weight(contribution))
+
+    def step(self, weights: Tensors) -> Tensors:
+        """Make the next model from the mean."""
+        moved = self._move(weights, self._mean.result())
+        self._mean = WeightedMean()
+        return moved
+
+    def state(self) -> State:
+        """The memory by `roles`, and the mean as it is."""
+        return {**self._memory, **self._mean.state()}
+
+    def restore(self, state: State) -> None:
+        """Go on from another's `state`."""
+        if foreign := sorted(state.keys() - self.roles - ROLES):
+            raise ValueError(f"{foreign[0]} is no state of {type(self).__name__}")
+        self._memory = {role: state[role] for role in self.roles & state.keys()}
+        self._mean = WeightedMean()
+        self._mean.restore(state)
+
+    @abstractmethod
+    def _weight(self, contribution: Contribution) -> float:
+        """An update's weight in the mean, positive."""
+
+    @abstractmethod
+    def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
+        """The next model, from the mean of what `wants` says."""
+
+
+class Holding(Aggregator, ABC):
+    """Holds every update until the step: N models, as rules need that compare updates."""
+
+    def __init__(self) -> None:
+        self._updates: list[Tensors] = []
+
+    def extra(self, weights: Tensors) -> Tensors:  # noqa: ARG002 - others need the model
+        """Nothing."""
+        return {}
+
+    def add(self, update: Tensors, contribution: Contribution) -> None:  # noqa: ARG002 - all alike
+        """Keep one update."""
+        self._updates.append(update)
+
+    def step(self, weights: Tensors) -> Tensors:
+        """Make the next model from all updates."""
+        moved = add_delta(weights, self._combine(self._updates))
+        self._updates = []
+        return moved
+
+    def state(self) -> State:
+        """The updates that were not stepped yet, in the order in which they came."""
+        return {f"update {index}": update for index, update in enumerate(self._updates)}
+
+    def restore(self, state: State) -> None:
+        """Go on from another's `state`."""
+        roles = [f"update {index}" for index in range(len(state))]
+        if foreign := sorted(state.keys() - set(roles)):
+            raise ValueError(f"{foreign[0]} is no state of {type(self).__name__}")
+        self._updates = [state[role] for role in roles]
+
+    @abstractmethod
+    def _combine(self, updates: Sequence[Tensors]) -> Tensors:
+        """One difference of many."""

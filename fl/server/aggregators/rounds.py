@@ -1,0 +1,250 @@
+"""Aggregators for rounds: averages, server optimizers, and what corrects clients that differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import ClassVar, Protocol
+
+import torch
+
+from fl.config import Section
+from fl.server.aggregators.base import Contribution, Streaming
+from fl.server.aggregators.settings import ClientWeights, Fraction, Positive
+from fl.server.strategies import (
+    State,
+    add_delta,
+    fedadagrad,
+    fedadam,
+    fedavg,
+    fedavgm,
+    fednova_norm,
+    fednova_size,
+    fednova_weight,
+    fedyogi,
+    scaffold,
+)
+from fl.server.strategies.steps import wide
+from fl.tensors import Tensors
+
+
+class Optimizer(Protocol):
+    """A server optimizer with its hyper-parameters bound."""
+
+    def __call__(self, weights: Tensors, delta: Tensors, state: State) -> tuple[Tensors, State]:
+        """Step from a model, the clients' mean difference and the last state."""
+        ...
+
+
+class _Averaging(Streaming):
+    """The clients' mean difference, by their weights, and a server optimizer's step."""
+
+    def __init__(
+        self, settings: ClientWeights, clients: Sequence[str], optimizer: Optimizer
+    ) -> None:
+        super().__init__()
+        settings.require_weights_of(clients)
+        self._weight_of = settings.weight
+        self._optimizer = optimizer
+
+    def _weight(self, contribution: Contribution) -> float:
+        return self._weight_of(contribution)
+
+    def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
+        moved, self._memory = self._optimizer(weights, mean, self._memory)
+        return moved
+
+
+class FedAvg(_Averaging):
+    """Federated averaging (McMahan et al. 2017, arXiv 1602.05629)."""
+
+    class Settings(ClientWeights):
+        """Weights only."""
+
+    def __init__(self, settings: Settings, clients: Sequence[str]) -> None:
+        super().__init__(settings, clients, fedavg)
+
+
+class FedAvgM(_Averaging):
+    """Server momentum (Hsu et al. 2019, arXiv 1909.06335)."""
+
+    roles = frozenset({"momentum"})
+
+    class Settings(ClientWeights):
+        """APPFL's names."""
+
+        server_learning_rate: Positive = 1.0
+        """How far the momentum takes the model."""
+        server_momentum_param_1: Fraction = 0.9
+        """Share of the last step that is kept."""
+
+    def __init__(self, settings: Settings, clients: Sequence[str]) -> None:
+        optimizer = partial(
+            fedavgm,
+            learning_rate=settings.server_learning_rate,
+            momentum=settings.server_momentum_param_1,
+        )
+        super().__init__(settings, clients, optimizer)
+
+
+class FedAdagrad(_Averaging):
+    """Adagrad at the server (Reddi et al. 2021, arXiv 2003.00295)."""
+
+    roles = frozenset({"momentum", "second_moment"})
+
+    class Settings(ClientWeights):
+        """APPFL's names."""
+
+        server_learning_rate: Positive = 0.01
+        """eta; the paper tunes it for every task."""
+        server_momentum_param_1: Fraction = 0.0
+        """beta_1, the first moment's decay."""
+        server_adapt_param: Positive = 1e-3
+        """tau: the smaller, the more adaptive."""
+
+    def __init__(self, settings: Settings, clients: Sequence[str]) -> None:
+        optimizer = partial(
+            fedadagrad,
+            learning_rate=settings.server_learning_rate,
+            beta1=settings.server_momentum_param_1,
+            tau=settings.server_adapt_param,
+        )
+        super().__init__(settings, clients, optimizer)
+
+
+class _TwoMoments(ClientWeights):
+    """APPFL's names."""
+
+    server_learning_rate: Positive = 0.01
+    """eta; the paper tunes it for every task."""
+    server_momentum_param_1: Fraction = 0.9
+    """beta_1, the first moment's decay."""
+    server_momentum_param_2: Fraction = 0.99
+    """beta_2, the second moment's decay."""
+    server_adapt_param: Positive = 1e-3
+    """tau: the smaller, the more adaptive."""
+
+    def bind(self, optimizer: Callable[..., tuple[Tensors, State]]) -> Optimizer:
+        """The optimizer with these hyper-parameters."""
+        return partial(
+            optimizer,
+            learning_rate=self.server_learning_rate,
+            beta1=self.server_momentum_param_1,
+            beta2=self.server_momentum_param_2,
+            tau=self.server_adapt_param,
+        )
+
+
+class FedAdam(_Averaging):
+    """Adam at the server (Reddi et al. 2021)."""
+
+    roles = FedAdagrad.roles
+    Settings = _TwoMoments
+
+    def __init__(self, settings: _TwoMoments, clients: Sequence[str]) -> None:
+        super().__init__(settings, clients, settings.bind(fedadam))
+
+
+class FedYogi(_Averaging):
+    """Yogi at the server (Reddi et al. 2021)."""
+
+    roles = FedAdagrad.roles
+    Settings = _TwoMoments
+
+    def __init__(self, settings: _TwoMoments, clients: Sequence[str]) -> None:
+        super().__init__(settings, clients, settings.bind(fedyogi))
+
+
+class FedNova(Streaming):
+    """Averaging that uneven local steps do not bias (Wang et al. 2020, arXiv 2007.07481)."""
+
+    NORMS: ClassVar[str] = "fednova/norms"
+    """The means of a and a^2, a client's `fednova_norm`, which ride along with the tensors'."""
+
+    class Settings(ClientWeights):
+        """What clients do between steps."""
+
+        momentum: Fraction = 0.0
+        """The clients' SGD momentum."""
+        proximal: Fraction = 0.0
+        """The clients' learning rate times FedProx's mu."""
+        effective_steps: Positive | None = None
+        """tau_eff; the clients' weighted mean where not set."""
+
+    def __init__(self, settings: Settings, clients: Sequence[str]) -> None:
+        super().__init__()
+        settings.require_weights_of(clients)
+        self._settings = settings
+
+    def add(self, update: Tensors, contribution: Contribution) -> None:
+        """Fold one update and its norm in."""
+        norm = self._norm(contribution)
+        norms = torch.tensor([norm, norm**2], dtype=torch.float64)
+        super().add({**update, self.NORMS: norms}, contribution)
+
+    def _norm(self, contribution: Contribution) -> float:
+        return fednova_norm(
+            contribution.steps,
+            momentum=self._settings.momentum,
+            proximal=self._settings.proximal,
+        )
+
+    def _weight(self, contribution: Contribution) -> float:
+        return fednova_weight(self._settings.weight(contribution), self._norm(contribution))
+
+    def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
+        # Of weights n / a, the means of a and a^2 times the sum of weights are sum n and sum n a.
+        samples, work = (self._mean.total * mean[self.NORMS]).tolist()
+        size = fednova_size(
+            samples, work, self._mean.total, effective_steps=self._settings.effective_steps
+        )
+        return add_delta(weights, mean, size=size)
+
+
+class Scaffold(Streaming):
+    """Control variates against client drift (Karimireddy et al. 2020, arXiv 1910.06378).
+
+    The server's control variate has a tensor for every floating one of the model, since only
+    clients know which of them are trained; for the others it stays zero.
+    """
+
+    PREFIX: ClassVar[str] = "control/"
+    roles = frozenset({"control"})
+
+    class Settings(Section):
+        """All clients weigh alike."""
+
+        server_learning_rate: Positive = 1.0
+        """How far the model goes towards the clients' mean."""
+
+    def __init__(self, settings: Settings, clients: Sequence[str]) -> None:
+        super().__init__()
+        self._learning_rate = settings.server_learning_rate
+        self._num_clients = len(clients)
+
+    def extra(self, weights: Tensors) -> Tensors:
+        """The server's control variate c, as `control/NAME`, float32 at least."""
+        control = self._memory.get("control", {})
+        return {
+            self.PREFIX + name: control[name] if name in control else torch.zeros_like(wide(tensor))
+            for name, tensor in weights.items()
+            if tensor.is_floating_point()
+        }
+
+    def _weight(self, contribution: Contribution) -> float:  # noqa: ARG002 - all alike
+        return 1.0
+
+    def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
+        moved, self._memory = scaffold(
+            weights,
+            mean,
+            self._memory,
+            control_delta={
+                name.removeprefix(self.PREFIX): change
+                for name, change in mean.items()
+                if name.startswith(self.PREFIX)
+            },
+            participation=self._mean.count / self._num_clients,
+            learning_rate=self._learning_rate,
+        )
+        return moved
