@@ -162,13 +162,14 @@ class ServerConfigs(Section):
     num_global_epochs: PositiveInt
     """Rounds."""
     scheduler: str = "SyncScheduler"
-    """Who trains when, and when the server steps; see docs/algorithms.md."""
+    """Who trains when, and when the server steps: a name of docs/algorithms.md, or of an entry
+    point."""
     scheduler_kwargs: Arguments = {}
-    """Its settings."""
+    """Its settings; `fl.server.schedulers.open_scheduler` checks both."""
     aggregator: str = "FedAvgAggregator"
-    """The aggregation rule: one of `docs/algorithms.md`, or of a package's `fl.aggregators`."""
+    """What makes the next model of updates: a name of docs/algorithms.md, or of an entry point."""
     aggregator_kwargs: Arguments = {}
-    """Its settings, as `docs/algorithms.md` lists them."""
+    """Its settings; `fl.server.aggregators.open_aggregator` checks both."""
     device: str = "cpu"
     """Where the server evaluates."""
     round_deadline: Seconds = 3600.0

@@ -72,7 +72,7 @@ def run(server: Path, clients: Path, console: Console) -> Outcome:
     """
     federation = load_federation(server, clients)
     prepare_environment(federation, server.parent)
-    algorithm = _Algorithm(federation)
+    algorithm = _Algorithm(federation, server)
     weights = trainer.build_model(federation.client_configs.model_configs).state_dict()
     task_group = uuid4()
     with _ways(federation, task_group) as ways:
@@ -101,7 +101,7 @@ def resume(folder: Path, console: Console) -> Outcome:
     record = Record.reopen(folder)
     origin, federation = record.origin(), record.federation()
     prepare_environment(federation, Path(origin["site_code"]))
-    algorithm = _Algorithm(federation)
+    algorithm = _Algorithm(federation, folder / "config.yaml")
     with _ways(federation, UUID(origin["task_group"])) as ways:
         _require_clients(federation, ways)
         return _fit(federation, algorithm, ways, record, record.snapshot(), console)
@@ -126,11 +126,13 @@ def prepare_environment(federation: Federation, folder: Path) -> None:
 class _Algorithm:
     """What the configuration says of scheduler, aggregator and evaluation; it fails early."""
 
-    def __init__(self, federation: Federation) -> None:
+    def __init__(self, federation: Federation, file: Path) -> None:
         configs = federation.server_configs
         names = [client.client_id for client in federation.clients]
-        self.aggregator = open_aggregator(configs.aggregator, configs.aggregator_kwargs, names)
-        self.scheduler = open_scheduler(configs, self.aggregator.updates_per_step)
+        self.aggregator = open_aggregator(
+            configs.aggregator, configs.aggregator_kwargs, names, file=file
+        )
+        self.scheduler = open_scheduler(configs, self.aggregator.updates_per_step, file=file)
         self.evaluate = _evaluator(federation)
 
 

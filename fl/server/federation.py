@@ -181,7 +181,7 @@ class Server:
 
     def _layout(self, this: _Round) -> Tensors:
         """What is sent, and what an update looks like: the model, and the aggregator's own."""
-        return {**this.weights, **self._aggregator.extra(this.weights)}  # noqa: S610  (not Django's)
+        return {**this.weights, **self._aggregator.extra(this.weights)}
 
     def _insist(self, put: Callable[[], Ref]) -> Ref:
         """Try again while the server's own way is down, up to the round's deadline."""

@@ -67,6 +67,9 @@ class Aggregator(Protocol):
         Args:
             update: Tensors of the model's names, shapes and dtypes, and those of `extra`.
             contribution: What is known of it.
+
+        Raises:
+            ValueError: It weighs nothing, such as one that is stale beyond what numbers can tell.
         """
         ...
 
