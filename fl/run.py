@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from uuid import UUID, uuid4
 
 from rich.console import Console
 
 from fl.client import data, trainer
 from fl.config import Federation, TrainConfigs, load_federation
-from fl.endpoints.base import Endpoints
+from fl.endpoints.base import Endpoints, JSONObject
 from fl.endpoints.credentials import load_environment
 from fl.endpoints.places import open_endpoints
 from fl.errors import FederationError
@@ -74,12 +74,9 @@ def run(server: Path, clients: Path, console: Console) -> Outcome:
     prepare_environment(federation, server.parent)
     algorithm = _Algorithm(federation, server)
     weights = trainer.build_model(federation.client_configs.model_configs).state_dict()
-    task_group = uuid4()
-    with _ways(federation, task_group) as ways:
+    with _ways(federation) as ways:
         _require_clients(federation, ways)
-        record = Record.begin(
-            federation, site_code=os.environ["FL_SITE_CODE"], task_group=str(task_group)
-        )
+        record = Record.begin(federation, site_code=os.environ["FL_SITE_CODE"])
         start = Snapshot(0, weights, {}, {}, {})
         record.keep(start)
         return _fit(federation, algorithm, ways, record, start, console)
@@ -99,10 +96,10 @@ def resume(folder: Path, console: Console) -> Outcome:
         FederationError: Anything that a person can put right, in one line.
     """
     record = Record.reopen(folder)
-    origin, federation = record.origin(), record.federation()
-    prepare_environment(federation, Path(origin["site_code"]))
+    federation = record.federation()
+    prepare_environment(federation, record.site_code())
     algorithm = _Algorithm(federation, folder / "config.yaml")
-    with _ways(federation, UUID(origin["task_group"])) as ways:
+    with _ways(federation) as ways:
         _require_clients(federation, ways)
         return _fit(federation, algorithm, ways, record, record.snapshot(), console)
 
@@ -137,10 +134,10 @@ class _Algorithm:
 
 
 @contextmanager
-def _ways(federation: Federation, task_group: UUID) -> Iterator[_Ways]:
+def _ways(federation: Federation) -> Iterator[_Ways]:
     """Open the ways to clients, and close them whatever happens."""
     with ExitStack() as stack:
-        endpoints = open_endpoints(federation, task_group)
+        endpoints = open_endpoints(federation)
         stack.callback(endpoints.close)
         configs = federation.server_configs.comm_configs.proxystore_configs
         transport = open_transport(configs)
@@ -184,7 +181,7 @@ def _fit(
         evaluate=algorithm.evaluate,
         listen=listen,
         save=record.keep,
-        sent=record.sent,
+        sent=lambda task: record.sent(task, ways.endpoints.session()),
     )
     server = Server(federation, parts, record.run_id)
     recovered = _recover(record.outstanding(start), ways)
@@ -196,7 +193,10 @@ def _fit(
 
 def _recover(outstanding: list[Sent], ways: _Ways) -> list[Task]:
     """Tasks of an earlier process whose answers may still come."""
-    found = ways.endpoints.recover([sent.job for sent in outstanding])
+    found: dict[str, Future[JSONObject]] = {}
+    for session in {sent.session for sent in outstanding if sent.session is not None}:
+        jobs = [sent.job for sent in outstanding if sent.session == session]
+        found |= ways.endpoints.recover(session, jobs)
     now = ways.clock.now()
     return [
         Task(sent.client_id, sent.version, sent.turn, sent.job, now, found[sent.job])

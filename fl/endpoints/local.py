@@ -47,8 +47,11 @@ class LocalEndpoints:
         """See `Endpoints.explain`."""
         return f"the local process failed ({type(error).__name__}: {error})"
 
-    def recover(self, jobs: Collection[str]) -> dict[str, Future[JSONObject]]:  # noqa: ARG002  (the protocol's signature)
-        """See `Endpoints.recover`: tasks here end with the process that sent them."""
+    def session(self) -> None:
+        """See `Endpoints.session`: tasks here end with the process that sent them."""
+
+    def recover(self, session: str, jobs: Collection[str]) -> dict[str, Future[JSONObject]]:  # noqa: ARG002  (the protocol's signature)
+        """See `Endpoints.recover`."""
         return {}
 
     def close(self) -> None:

@@ -73,7 +73,10 @@ class ScriptedEndpoints:
     def explain(self, error):
         return f"explained {error}"
 
-    def recover(self, jobs):
+    def session(self):
+        return None
+
+    def recover(self, session, jobs):
         return {}
 
     def close(self):
