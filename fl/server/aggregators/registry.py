@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,12 @@ OURS: Mapping[str, type[Any]] = {
 
 
 def open_aggregator(
-    name: str, kwargs: Arguments, clients: Sequence[str], *, file: Path = Path("server.yaml")
+    name: str,
+    kwargs: Arguments,
+    clients: Sequence[str],
+    *,
+    buffers: Iterable[str] = (),
+    file: Path = Path("server.yaml"),
 ) -> Aggregator:
     """Build the aggregator that server.yaml names.
 
@@ -49,6 +54,7 @@ def open_aggregator(
         name: `server_configs.aggregator`: one of `OURS`, or of an entry point in `fl.aggregators`.
         kwargs: `server_configs.aggregator_kwargs`: its settings.
         clients: The ids of all clients.
+        buffers: Names of the model's tensors that are no parameters (`named_buffers`).
         file: Where they stand, for messages.
 
     Returns:
@@ -69,6 +75,7 @@ def open_aggregator(
         aggregator: Aggregator = kind(settings, clients)
     except ValueError as error:
         raise ConfigError(f"{file}: {'.'.join(place)}: {error}") from error
+    aggregator.buffers = frozenset(buffers)
     return aggregator
 
 
