@@ -73,7 +73,7 @@ def run(server: Path, clients: Path, console: Console) -> Outcome:
     federation = load_federation(server, clients)
     prepare_environment(federation, server.parent)
     algorithm = _Algorithm(federation, server)
-    weights = trainer.build_model(federation.client_configs.model_configs).state_dict()
+    weights = algorithm.model.state_dict()
     with _ways(federation) as ways:
         _require_clients(federation, ways)
         record = Record.begin(federation, site_code=os.environ["FL_SITE_CODE"])
@@ -121,13 +121,18 @@ def prepare_environment(federation: Federation, folder: Path) -> None:
 
 
 class _Algorithm:
-    """What the configuration says of scheduler, aggregator and evaluation; it fails early."""
+    """What the configuration says of model, aggregator, scheduler and evaluation: it fails early."""
 
     def __init__(self, federation: Federation, file: Path) -> None:
         configs = federation.server_configs
         names = [client.client_id for client in federation.clients]
+        self.model = trainer.build_model(federation.client_configs.model_configs)
         self.aggregator = open_aggregator(
-            configs.aggregator, configs.aggregator_kwargs, names, file=file
+            configs.aggregator,
+            configs.aggregator_kwargs,
+            names,
+            buffers=[name for name, _ in self.model.named_buffers()],
+            file=file,
         )
         self.scheduler = open_scheduler(configs, self.aggregator.updates_per_step, file=file)
         self.evaluate = _evaluator(federation)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,12 @@ OURS: Mapping[str, type[Any]] = {
 
 
 def open_aggregator(
-    name: str, kwargs: Arguments, clients: Sequence[str], *, file: Path = Path("server.yaml")
+    name: str,
+    kwargs: Arguments,
+    clients: Sequence[str],
+    *,
+    buffers: Iterable[str] = (),
+    file: Path = Path("server.yaml"),
 ) -> Aggregator:
     """Build the aggregator that server.yaml names.
 
@@ -45,6 +50,7 @@ def open_aggregator(
         name: `server_configs.aggregator`: one of `OURS`, or of an entry point in `fl.aggregators`.
         kwargs: `server_configs.aggregator_kwargs`: its settings.
         clients: The ids of all clients.
+        buffers: Names of the model's tensors that are no parameters (`named_buffers`).
         file: Where they stand, for messages.
 
     Returns:
@@ -55,4 +61,5 @@ def open_aggregator(
             setting is unknown or out of range, or the settings do not fit the clients.
     """
     aggregator: Aggregator = registry.build("aggregator", name, kwargs, clients, OURS, GROUP, file)
+    aggregator.buffers = frozenset(buffers)
     return aggregator

@@ -11,8 +11,8 @@ NAMES = list(OURS)
 SAMPLES = dict(zip(CLIENTS, (120, 40, 300, 75, 18, 210), strict=True))
 
 
-def opened(name, **kwargs):
-    return open_aggregator(name, kwargs, CLIENTS)
+def opened(name, *buffers, **kwargs):
+    return open_aggregator(name, kwargs, CLIENTS, buffers=buffers)
 
 
 def contribution(client="site-a", num_samples=None, steps=10, staleness=0, share=None):

@@ -7,6 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fl.server.aggregators import rounds
+from fl.server.aggregators.registry import OURS
 from fl.tensors import decode, encode
 from tests.server.aggregators.rounds import (
     CLIENTS,
@@ -253,3 +255,42 @@ def test_training_gets_there(name):
             aggregator.add(update, contribution(client, steps=10, staleness=staleness))
         models.append(aggregator.step(models[-1]))
     assert (models[-1]["w"] - 1).abs().max() < 0.15, w(models[-1])
+
+
+AVERAGING = [name for name, kind in OURS.items() if kind.__module__ == rounds.__name__]
+EAGER = {
+    "FedAvgMAggregator": {},
+    "FedAdagradAggregator": {"server_learning_rate": 3.0},
+    "FedAdamAggregator": {"server_learning_rate": 0.5},
+    "FedYogiAggregator": {"server_learning_rate": 0.5},
+    "ScaffoldAggregator": {"server_learning_rate": 1.2},
+}
+
+
+@pytest.mark.parametrize("name", AVERAGING)
+@pytest.mark.parametrize("buffers", [(), ("bn.running_var", "bn.count")])
+def test_an_optimizer_does_not_step_buffers(name, buffers):
+    """A variance that shrinks to a tenth every round is positive, unless an optimizer steps it."""
+    aggregator = opened(name, *buffers, **EAGER.get(name, {}))
+    weights = {
+        "bn.running_var": torch.tensor([1.0]),
+        "w": torch.tensor([1.0]),
+        "bn.count": torch.tensor(1),
+    }
+    for count in range(2, 5):
+        for client, steps in zip(CLIENTS, (1, 50, 50, 50, 50, 50), strict=True):
+            moved = {key: -0.9 * weights[key] for key in ("bn.running_var", "w")}
+            moved["bn.count"] = torch.tensor(count)
+            update = update_of(aggregator, weights, moved)
+            assert not buffers or "control/bn.running_var" not in update
+            aggregator.add(update, contribution(client, steps=steps))
+        expected = 0.1 * weights["bn.running_var"]
+        weights = aggregator.step(weights)
+        if buffers:
+            torch.testing.assert_close(weights["bn.running_var"], expected)
+        assert list(weights) == ["bn.running_var", "w", "bn.count"]
+        assert weights["bn.count"].item() == count
+    if buffers and name != "FedAvgAggregator":
+        assert weights["w"].item() != pytest.approx(0.001)
+    if not buffers and name in EAGER:
+        assert weights["bn.running_var"].item() < 0

@@ -139,16 +139,6 @@ GIVEN = dict.fromkeys(CLIENTS, 1.0)
         ("FedAvgAggregator", {"client_weights_mode": "given"}, "need each other"),
         ("FedAvgAggregator", {"client_weights": GIVEN}, "need each other"),
         (
-            "FedNovaAggregator",
-            {"client_weights_mode": "given", "client_weights": {"site-a": 1}},
-            "client_weights has no weight for site-b",
-        ),
-        (
-            "FedQueueAggregator",
-            {"client_weights_mode": "given", "client_weights": {**GIVEN, "site-x": 1}},
-            "client_weights: site-x is no client",
-        ),
-        (
             "FedCompassAggregator",
             {"client_weights_mode": "given", "client_weights": {**GIVEN, "site-b": -1}},
             "client_weights.site-b: should be greater than 0, not -1",
@@ -198,3 +188,13 @@ def test_the_page_has_every_setting_with_its_default(name):
     below = settings.keys() & {"client_weights", "staleness_fn_kwargs"}
     assert shown == {key: value for key, value in settings.items() if key not in below}
     assert all(f"`{key}`" in text for key in below)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in OURS if "client_weights" in OURS[name].Settings.model_fields]
+)
+def test_given_weights_are_those_of_all_clients(name):
+    some = {"client_weights_mode": "given", "client_weights": {"site-a": 1}}
+    assert "client_weights has no weight for site-b" in refusal(name, some)
+    more = {"client_weights_mode": "given", "client_weights": {**GIVEN, "site-x": 1}}
+    assert "client_weights: site-x is no client" in refusal(name, more)
