@@ -18,7 +18,7 @@ import yaml
 from fl.config import Federation, read_federation
 from fl.errors import FederationError
 from fl.server import checkpoint
-from fl.server.checkpoint import Snapshot
+from fl.server.checkpoint import SiteMemory, Snapshot
 from fl.server.events import Event, RoundEnded, SiteChanged
 from fl.server.sites import Task
 from fl.tensors import Tensors, encode
@@ -243,7 +243,7 @@ class Record:
 
 def _settled(sent: Sent, snapshot: Snapshot) -> bool:
     """Whether a snapshot holds a task's answer, or that of a later one."""
-    memory = snapshot.sites[sent.client_id]
+    memory = snapshot.sites.get(sent.client_id, SiteMemory())
     return sent.turn < memory.turn or (sent.turn == memory.turn and memory.answered)
 
 

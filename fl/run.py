@@ -121,7 +121,7 @@ def prepare_environment(federation: Federation, folder: Path) -> None:
 
 
 class _Algorithm:
-    """What the configuration says of model, aggregator, scheduler and evaluation: it fails early."""
+    """The configuration's model, aggregator, scheduler and evaluation; what is wrong fails here."""
 
     def __init__(self, federation: Federation, file: Path) -> None:
         configs = federation.server_configs
@@ -190,7 +190,7 @@ def _fit(
     )
     server = Server(federation, parts, record.run_id)
     recovered = _recover(record.outstanding(start), ways)
-    with progress, _interruptible(server.stop, console), _resumable(record, console):
+    with progress, _interruptible(server.stop), _resumable(record, console):
         end = server.fit(start, recovered)
     model = record.save(end.weights) if end.version >= rounds else None
     return Outcome(record.folder, model, last[0].accuracy if last else None)
@@ -211,12 +211,13 @@ def _recover(outstanding: list[Sent], ways: _Ways) -> list[Task]:
 
 
 @contextmanager
-def _interruptible(stop: Callable[[], None], console: Console) -> Iterator[None]:
+def _interruptible(stop: Callable[[], None]) -> Iterator[None]:
     """Ctrl-C once ends the run with the round that goes on, twice at once."""
 
     def interrupted(_signal: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, before)
-        console.print("stopping after this round; Ctrl-C again stops now", markup=False)
+        # Not the console: a handler may run in the middle of whatever it is printing.
+        os.write(2, b"stopping after this round; Ctrl-C again stops now\n")
         stop()
 
     before = signal.signal(signal.SIGINT, interrupted)

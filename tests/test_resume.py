@@ -46,8 +46,8 @@ def model(folder):
 
 
 def rounds(folder):
-    lines = [file.read_text().splitlines() for file in folder.glob("runs/*/metrics.jsonl")]
-    return [json.loads(line)["round"] for line in sum(lines, [])]
+    text = "".join(file.read_text() for file in folder.glob("runs/*/metrics.jsonl"))
+    return [json.loads(line)["round"] for line in text.splitlines()]
 
 
 def wait_for_a_round(folder, process):

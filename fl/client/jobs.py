@@ -100,10 +100,10 @@ def progress(job: str) -> dict[str, Any]:
         job: The server's name for the task.
 
     Returns:
-        `phase`, `step`, `age_seconds` since the record was renewed, and `alive`: on the task's own
-        host by its process, elsewhere by the record's age. Without a record (the task has not
-        begun, has ended, or cannot write one) the phase is `unknown`, the numbers are None and
-        `alive` is False.
+        `recorded`, whether tasks can keep records here; `phase`, `step`, `age_seconds` since the
+        record was renewed, and `alive`: on the task's own host by its process, elsewhere by the
+        record's age. Without a record (the task has not begun, has ended, or cannot write one) the
+        phase is `unknown`, the numbers are None and `alive` is False.
 
     Raises:
         SiteStateError: The job's name is no name for a file.
@@ -115,9 +115,10 @@ def progress(job: str) -> dict[str, Any]:
             alive = _is_running(state["pid"], state["start_time"])
         else:
             alive = age < STALE_SECONDS
-        return {"phase": state["phase"], "step": state["step"], "age_seconds": age, "alive": alive}
+        found = {"phase": state["phase"], "step": state["step"], "age_seconds": age, "alive": alive}
     except (OSError, ValueError, KeyError, TypeError):
-        return {"phase": "unknown", "step": None, "age_seconds": None, "alive": False}
+        found = {"phase": "unknown", "step": None, "age_seconds": None, "alive": False}
+    return {"recorded": site_state.is_writable("jobs"), **found}
 
 
 def _file(job: str) -> Path:

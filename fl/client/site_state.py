@@ -69,6 +69,19 @@ def write(file: Path, data: bytes, *, durable: bool) -> None:
         raise SiteStateError(f"{file}: cannot be written ({error.strerror})") from error
 
 
+def is_writable(*names: str) -> bool:
+    """Whether files can be kept in a folder inside the state folder; it is made if need be.
+
+    Args:
+        names: Its parts, each a plain name.
+    """
+    try:
+        _make(path(*names))
+    except OSError:
+        return False
+    return os.access(path(*names), os.W_OK)
+
+
 def _make(parent: Path) -> None:
     top = folder()
     top.parent.mkdir(parents=True, exist_ok=True)

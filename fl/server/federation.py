@@ -252,6 +252,8 @@ class Server:
             with this.phase("collect"):
                 update = decode(self._transport.get(answer.update))
                 require_same_layout(self._layout(this), update)
+            with this.phase("aggregate"):
+                self._add(update, self._contribution(this, answer))
         except (UnreachableError, GoneError) as error:
             self._ask_again(this, answer, error)
             return False
@@ -260,13 +262,17 @@ class Server:
             self._sites.sit_out(answer.client_id, str(error))
             self._fail(this, answer.client_id, error)
             return False
-        with this.phase("aggregate"):
-            self._aggregator.add(update, self._contribution(this, answer))
         self._done_with(answer)
         self._memory[answer.client_id].accepted = answer.turn
         this.folded.append(answer)
         self._listen(this.received(answer))
         return True
+
+    def _add(self, update: Tensors, contribution: Contribution) -> None:
+        try:
+            self._aggregator.add(update, contribution)
+        except ValueError as error:
+            raise FederationError(f"its update cannot be weighed: {error}") from error
 
     def _ask_again(self, this: _Round, answer: Answer, error: TransportError) -> None:
         """An update did not come: ask for it later, or in the end have its site train again."""
