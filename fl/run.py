@@ -167,6 +167,8 @@ def _fit(
     console: Console,
 ) -> Outcome:
     """The rounds that are left, seen and kept."""
+    # What clients in processes of this one keep between rounds; a site has a folder of its own.
+    os.environ.setdefault("FL_SITE_STATE", str((record.folder / "state").resolve()))
     rounds = federation.server_configs.num_global_epochs
     progress = Progress(rounds, [client.client_id for client in federation.clients], console)
     last: list[RoundEnded] = []

@@ -50,44 +50,6 @@ def one_thread():
     yield
     torch.set_num_threads(threads)
 
-from fl.client import data, task, trainer
-from fl.config import ModelConfigs
-from fl.tensors import decode, encode
-from fl.transport.base import Ref
-from fl.transport.inline import InlineTransport
-
-MODEL = """
-import torch
-from torch import nn
-built = []
-class Net(nn.Module):
-    def __init__(self, dtype="float32", frozen=False, drop=0.0):
-        super().__init__()
-        built.append(dtype)
-        self.layers = nn.Sequential(
-            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(drop), nn.Linear(8, 2)
-        ).to(getattr(torch, dtype))
-        self.layers[0].weight.requires_grad_(not frozen)
-    def forward(self, inputs):
-        return self.layers(inputs.to(self.layers[0].weight.dtype))
-def Linear():
-    return nn.Linear(4, 2)
-"""
-DATA = """
-import torch
-from torch.utils.data import TensorDataset
-calls = []
-def load(n=32, validation=True):
-    calls.append(n)
-    x = torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
-    samples = TensorDataset(x, (x[:, 0] > 0).long())
-    return samples, samples if validation else None
-def load_badly(fault):
-    if fault == "raises":
-        raise OSError("disk gone")
-    return {"one": 1, "empty": (TensorDataset(torch.zeros(0, 4)), None)}[fault]
-"""
-
 
 @pytest.fixture
 def site_code(tmp_path, monkeypatch):
