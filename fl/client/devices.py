@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -44,7 +46,7 @@ def present() -> Iterator[str]:
     yield "cpu"
 
 
-def autocast(device: torch.device, amp: str | None) -> torch.autocast:
+def autocast(device: torch.device, amp: str | None) -> AbstractContextManager[Any]:
     """Mixed precision for the forward pass.
 
     Args:
@@ -54,8 +56,8 @@ def autocast(device: torch.device, amp: str | None) -> torch.autocast:
     Returns:
         The context of every forward pass.
     """
-    dtype = torch.bfloat16 if amp is None else getattr(torch, amp)
-    return torch.autocast(device.type, dtype=dtype, enabled=amp is not None)
+    # Not even a disabled autocast is built without need: older torch has none for some devices.
+    return nullcontext() if amp is None else torch.autocast(device.type, getattr(torch, amp))
 
 
 def scaler(device: torch.device, amp: str | None) -> torch.amp.GradScaler:

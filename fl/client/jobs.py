@@ -68,7 +68,7 @@ class Record:
         """Remove the record, however the task has ended."""
         self._ended.set()
         if self._file is not None and self._beat.ident is not None:
-            self._beat.join()
+            self._beat.join(BEAT_SECONDS)  # a file system that hangs must not hold the answer
             _remove(self._file)
 
     def _renew(self) -> None:
@@ -149,7 +149,7 @@ def _start_time(pid: int) -> str | None:
 
 
 def _remove_forgotten(jobs: Path) -> None:
-    for file in jobs.glob("*.json"):
+    for file in jobs.iterdir():
         try:
             if time.time() - file.stat().st_mtime > FORGOTTEN_SECONDS:
                 file.unlink(missing_ok=True)

@@ -68,18 +68,15 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
     """
     wanted = read(TrainRequest, request)
     configs = wanted.train_configs
-    metrics: dict[str, float] = {}
     with jobs.Record(wanted.job) as record:
         phases = _Phases(record)
-        with phases("get"):
-            transport = _transport(wanted.proxystore_configs)
-            encoded = transport.get(Ref.from_json(wanted.model))
+        received, controls = _fetch(wanted, phases)
         with phases("load"):
-            received, controls = control.split(decode(encoded))
             model = _load(wanted, received)
             train_set, validation_set = data.datasets(wanted.data_configs)
             correction = _correction(wanted, model, received, controls)
         seed = _seed(wanted.model_configs.seed, wanted.client_id, wanted.round)
+        metrics: dict[str, float] = {}
         if configs.do_pre_validation and validation_set is not None:
             with phases("pre_validate"):
                 seed_all(seed)
@@ -96,13 +93,13 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
                 correction=correction,
                 on_step=record.count,
             )
-        metrics["train_loss"] = training.loss
-        update = _update(wanted, model, received, correction)
+            metrics["train_loss"] = training.loss
+            update = _update(wanted, model, received, correction)
         if configs.do_validation and validation_set is not None and training.stopped == "budget":
             with phases("validate"):
                 metrics |= _metrics("val", trainer.evaluate(model, validation_set, configs))
         with phases("put"):
-            sent = transport.put(encode(update))
+            sent = _transport(wanted.proxystore_configs).put(encode(update))
     return {
         "job": wanted.job,
         "update": sent.to_json(),
@@ -129,10 +126,8 @@ def evaluate(request: dict[str, Any]) -> dict[str, Any]:
     wanted = read(EvaluateRequest, request)
     with jobs.Record(wanted.job) as record:
         phases = _Phases(record)
-        with phases("get"):
-            encoded = _transport(wanted.proxystore_configs).get(Ref.from_json(wanted.model))
+        received, _ = _fetch(wanted, phases)
         with phases("load"):
-            received, _ = control.split(decode(encoded))
             model = _load(wanted, received)
             _, validation_set = data.datasets(wanted.data_configs)
         if validation_set is None:
@@ -203,6 +198,13 @@ def _transport(configs: ProxystoreConfigs) -> Transport:
     if key not in _transports:
         _transports[key] = open_transport(configs)
     return _transports[key]
+
+
+def _fetch(wanted: EvaluateRequest, phases: _Phases) -> tuple[Tensors, Tensors]:
+    """The model that the server sent, and SCAFFOLD's control if it sent one."""
+    with phases("get"):
+        encoded = _transport(wanted.proxystore_configs).get(Ref.from_json(wanted.model))
+        return control.split(decode(encoded))
 
 
 def _load(wanted: EvaluateRequest, received: Tensors) -> nn.Module:
