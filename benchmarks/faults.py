@@ -132,14 +132,19 @@ class Lab:
 
     def ensure(self, daemon: str) -> None:
         """What a site's operator, or cron, does."""
-        self.call(self.folder / VICTIM / "bin" / "daemon", "ensure", daemon)
+        self.ensure_at(VICTIM, daemon)
+
+    def ensure_at(self, site: str, daemon: str) -> None:
+        """Have a site's daemon running."""
+        programs = self.folder / site / "bin"
+        self.call(programs / "fl-site", programs / "daemon", "ensure", daemon)
 
     def up(self) -> None:
         """Have the sandbox and every daemon running."""
         self.call("fl", "sandbox", "up")
         for site in SITES:
             for daemon in ("proxystore", "compute"):
-                self.call(self.folder / site / "bin" / "daemon", "ensure", daemon)
+                self.ensure_at(site, daemon)
 
 
 def _names(process: psutil.Process, text: str) -> bool:

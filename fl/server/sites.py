@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 
+from fl.client.budget import BlockEnded
 from fl.config import Client
 from fl.endpoints.base import Endpoints, JSONObject, SiteError, answer_of
 from fl.errors import FederationError
@@ -45,8 +46,9 @@ GRACE_SECONDS = 5.0
 ATTEMPTS = 3
 """Times that a site may lose its task before it gets none until the server's next step."""
 
-PASSING = UnreachableError.__name__
-"""The one failure at a site that another try may mend: its way for models was interrupted."""
+PASSING = (UnreachableError.__name__, BlockEnded.__name__)
+"""Failures at a site that another try may mend: its way for models was interrupted, or its batch
+job ended before the first step."""
 
 
 class State(StrEnum):
@@ -325,7 +327,7 @@ class Sites:
 
     def _failed(self, site: Site, task: Task, error: FederationError) -> Arrival | None:
         """A task ended without a result: for good, or worth another try."""
-        if isinstance(error, SiteError) and error.kind != PASSING:
+        if isinstance(error, SiteError) and error.kind not in PASSING:
             site.task, site.sits_out = None, True
             self._turn(site, State.READY, str(error))
             return Arrival(task, error)

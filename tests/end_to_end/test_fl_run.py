@@ -22,7 +22,7 @@ FL_RUN = Path(sys.executable).with_name("fl-run")
 def fl_run(federation, tmp_path):
     """Run fl-run over the deployed federation, its server.yaml changed as a test likes."""
 
-    def _run(change=lambda server, clients: None, timeout=200, **environment):
+    def files(change):
         server = yaml.safe_load(federation.server_yaml.read_text())
         clients = yaml.safe_load(federation.clients_yaml.read_text())
         server["server_configs"] |= {
@@ -33,15 +33,11 @@ def fl_run(federation, tmp_path):
         change(server, clients)
         (tmp_path / "server.yaml").write_text(yaml.safe_dump(server))
         (tmp_path / "clients.yaml").write_text(yaml.safe_dump(clients))
-        command = [
-            FL_RUN,
-            "--server",
-            tmp_path / "server.yaml",
-            "--clients",
-            tmp_path / "clients.yaml",
-        ]
+        return ["--server", tmp_path / "server.yaml", "--clients", tmp_path / "clients.yaml"]
+
+    def _run(change=lambda server, clients: None, timeout=200, **environment):
         return subprocess.run(
-            command,
+            [FL_RUN, *files(change)],
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -49,6 +45,7 @@ def fl_run(federation, tmp_path):
             check=False,
         )
 
+    _run.files = files
     return _run
 
 

@@ -187,8 +187,9 @@ def test_a_fault_of_the_sites_code_is_not_tried_again(world):
     assert world.sites["a"].sits_out
 
 
-def test_an_interrupted_way_for_models_is_tried_again(world):
-    world.send("a").set_result(failure("UnreachableError"))
+@pytest.mark.parametrize("kind", ["UnreachableError", "BlockEnded"])
+def test_what_another_try_may_mend_is_tried_again(world, kind):
+    world.send("a").set_result(failure(kind))
     assert world.pass_time(3) == []
     assert world.state("a") is State.BACK
 
