@@ -18,7 +18,7 @@ import psutil
 
 CALL_SECONDS = 120.0
 UP_SECONDS = 10.0
-# SIGKILL follows the parent's death, and the kernel kills a first process's whole namespace with it.
+# SIGKILL follows a parent's death, and takes a first process's whole namespace with it.
 MAKE = ["setpriv", "--pdeathsig", "KILL", "unshare", "--kill-child", "--fork", "--mount-proc"]
 MAKE += ["--net", "--uts", "--mount", "--pid"]
 # The first process of a machine: it adopts orphans, as init does.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Says in the scheduler's own words what has become of a site's jobs: `queue ENGINE FOLDER`.
+"""Says in the scheduler's own words what has become of a site's jobs: `jobs ENGINE FOLDER`.
 
 A line for each job whose files are below the folder; nothing where there is none, or no scheduler.
 """
@@ -46,9 +46,9 @@ def _ask(command: List[str]) -> List[str]:
 def main(arguments: List[str]) -> int:
     """Print the jobs, or one line of why the scheduler does not say."""
     engine, folder = arguments
-    jobs = {"slurm": slurm, "pbspro": pbspro}.get(engine)
+    ask = {"slurm": slurm, "pbspro": pbspro}.get(engine)
     try:
-        for said, path in jobs() if jobs else ():
+        for said, path in ask() if ask else ():
             if folder in path:
                 print(said)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
