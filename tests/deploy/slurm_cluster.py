@@ -66,7 +66,6 @@ SlurmdLogFile={folder}/logs/slurmd-%n.log
 NodeName=c1 NodeAddr=10.77.0.11 CPUs=64 RealMemory=64000
 NodeName=c2 NodeAddr=10.77.0.12 CPUs=64 RealMemory=64000
 PartitionName=cpu Nodes=c1,c2 Default=YES MaxTime=60 State=UP
-PartitionName=maintenance Nodes=c1,c2 MaxTime=60 State=DOWN
 """
 
 # As a site's accounting does it: only who has an allocation may submit.
