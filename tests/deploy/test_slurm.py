@@ -112,8 +112,10 @@ def test_logs_are_collected_from_every_site(deployed):
 
 
 def test_a_proxy_that_is_left_set_is_what_health_finds(deployed):
-    done = deployed.play("playbooks/compute.yml", "playbooks/health.yml", fl_proxy="keep")
+    """An upgrade brings the change, restarts what it concerns, and ends with the finding."""
+    done = deployed.play("playbooks/upgrade.yml", fl_proxy="keep")
     assert done.returncode == 2
+    assert re.findall(r"changed=(\d+)", done.stdout) == ["0", "2"]
     assert re.search(r"hpc +local +ok", done.stdout), "the login node's own check sees no fault"
     assert "no ProxyStore endpoint of this federation answers from here" in worker(done.stdout)
     assert "fl_proxy: unset" in worker(done.stdout)
