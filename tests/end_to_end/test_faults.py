@@ -1,4 +1,4 @@
-"""fl-run over two deployed sites while parts are killed; benchmarks/faults.py has the whole table."""
+"""fl-run over two deployed sites while parts are killed; benchmarks/faults.py has them all."""
 
 import json
 import time
