@@ -22,6 +22,7 @@ from fl.server.checkpoint import SiteMemory, Snapshot
 from fl.server.events import Event, RoundEnded, SiteChanged
 from fl.server.sites import Task
 from fl.tensors import Tensors, encode
+from fl.transport import Ref
 
 PACKAGES = ("fl-hpc", "globus-compute-sdk", "proxystore", "torch", "safetensors", "numpy")
 
@@ -36,6 +37,7 @@ class Sent:
         turn: Which of the site's trainings it is.
         job: The server's name for it.
         session: What it can be recovered by, or None.
+        model: The Ref of the model that it was sent, as JSON.
     """
 
     client_id: str
@@ -43,6 +45,7 @@ class Sent:
     turn: int
     job: str
     session: str | None
+    model: dict[str, Any]
 
 
 class Record:
@@ -166,14 +169,22 @@ class Record:
         latest = {line["client_id"]: Sent(**line) for line in self._lines("tasks.jsonl")}
         return [sent for sent in latest.values() if not _settled(sent, snapshot)]
 
-    def sent(self, task: Task, session: str | None) -> None:
+    def left(self) -> list[Ref]:
+        """Models that the last process may have left where it put them."""
+        latest = {line["client_id"]: line["model"] for line in self._lines("tasks.jsonl")}
+        refs = {json.dumps(model, sort_keys=True): model for model in latest.values()}
+        return [Ref.from_json(model) for model in refs.values() if model]
+
+    def sent(self, task: Task, session: str | None, model: Ref) -> None:
         """Note a task.
 
         Args:
             task: The task.
             session: Of the endpoints that it was submitted to.
+            model: What it was sent; an inline one is left out, since it is nowhere else.
         """
-        sent = Sent(task.client_id, task.version, task.turn, task.job, session)
+        kept = model.to_json() if model.transport != "inline" else {}
+        sent = Sent(task.client_id, task.version, task.turn, task.job, session, kept)
         self._append("tasks.jsonl", asdict(sent))
 
     def __call__(self, event: Event) -> None:

@@ -188,12 +188,12 @@ def _fit(
         evaluate=algorithm.evaluate,
         listen=listen,
         save=record.keep,
-        sent=lambda task: record.sent(task, ways.endpoints.session()),
+        sent=lambda task, model: record.sent(task, ways.endpoints.session(), model),
     )
     server = Server(federation, parts, record.run_id)
-    recovered = _recover(record.outstanding(start), ways)
+    recovered, left = _recover(record.outstanding(start), ways), record.left()
     with progress, _interruptible(server.stop), _resumable(record, console):
-        end = server.fit(start, recovered)
+        end = server.fit(start, recovered, left)
     model = record.save(end.weights) if end.version >= rounds else None
     return Outcome(record.folder, model, last[0].accuracy if last else None)
 

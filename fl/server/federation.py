@@ -8,7 +8,7 @@ steps) and an `Aggregator` (what a step is). A round is what happens between two
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +59,7 @@ class Parts:
         evaluate: Evaluates a global model at the server, or None.
         listen: Told of everything that happens.
         save: Given a snapshot after every step; it returns once that cannot be lost any more.
-        sent: Told of every task that was sent.
+        sent: Told of every task that was sent, and of its model.
     """
 
     endpoints: Endpoints
@@ -70,7 +70,7 @@ class Parts:
     evaluate: Evaluator | None
     listen: Listener
     save: Callable[[Snapshot], None]
-    sent: Callable[[Task], None]
+    sent: Callable[[Task, Ref], None]
 
 
 class Server:
@@ -98,6 +98,7 @@ class Server:
         self._models: dict[int, Ref] = {}
         self._waiting: list[Answer] = []
         self._used: list[Ref] = []
+        self._left: Sequence[Ref] = ()
         self._retries: dict[tuple[str, int], _Retry] = {}
         self._jobs = 0
         self._stopping = False
@@ -106,12 +107,15 @@ class Server:
         """End the run with the round that goes on."""
         self._stopping = True
 
-    def fit(self, start: Snapshot, recovered: list[Task]) -> Snapshot:
+    def fit(
+        self, start: Snapshot, recovered: Sequence[Task] = (), left: Sequence[Ref] = ()
+    ) -> Snapshot:
         """Train.
 
         Args:
             start: The initial global model, or what an earlier run left.
-            recovered: Tasks that an earlier run sent and whose answers may still come.
+            recovered: Tasks that an earlier process sent and whose answers may still come.
+            left: Models that it put and could not evict: those tasks may need them to the end.
 
         Returns:
             What there is after the last step: that of round `num_global_epochs`, or an earlier
@@ -122,6 +126,7 @@ class Server:
             FederationError: The server's own transport or disk failed.
         """
         self._restore(start)
+        self._left = left
         for task in recovered:
             if self._scheduler.keeps_late or task.version == start.version:
                 self._sites.adopt(task)
@@ -224,7 +229,7 @@ class Server:
         )
         task = self._sites.send(name, this.version, job, request)
         this.bytes_down += model.size
-        self._sent(task)
+        self._sent(task, model)
 
     def _receive(self, this: _Round, arrival: Arrival) -> None:
         """Read an answer with suspicion; its update waits where it is."""
@@ -385,7 +390,7 @@ class Server:
                 self._discard(arrival.outcome)
         for answer in list(self._waiting):
             self._done_with(answer)
-        self._used += self._models.values()
+        self._used += [*self._models.values(), *self._left]
         self._models = {}
         self._evict_used()
 

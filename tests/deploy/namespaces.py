@@ -29,6 +29,11 @@ class MachineError(Exception):
     """A command on a machine, or the machine itself, failed."""
 
 
+def environment() -> dict[str, str]:
+    """This process's environment; daemons are where a user's PATH may not look."""
+    return {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+
+
 @dataclass
 class Machine:
     """One machine, to run commands on.
@@ -97,7 +102,7 @@ class Machine:
             text=True,
             timeout=seconds,
             check=False,
-            env=env,
+            env=env or environment(),
             stdin=subprocess.DEVNULL,
         )
 
@@ -110,6 +115,7 @@ class Machine:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
+                    env=environment(),
                 )
             )
 

@@ -1,6 +1,7 @@
 """fl-run over two deployed sites, with the real daemons."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -128,7 +129,7 @@ def test_a_site_that_dies_and_comes_back(fl_run, federation, tmp_path):
         started = time.monotonic()
         line = one_error(fl_run(endless_at_b))
         orphans = killer.result()
-    assert "site-b: no answer within 25 s" in line
+    assert re.search(r"site-b: (no answer within 25\.\d s|endpoint .* is offline)", line)
     assert "site-a" not in line
     assert time.monotonic() - started < 60
 

@@ -180,12 +180,12 @@ def fit(federation, transport, weights, monkeypatch):
             evaluate=evaluate,
             listen=listen,
             save=_fit.snapshots.append,
-            sent=lambda task: None,
+            sent=lambda task, model: None,
         )
         _fit.server = Server(configured, parts, "run")
         _fit.events, _fit.endpoints = events, endpoints
         begin = start or Snapshot(0, weights, {}, {}, {})
-        return _fit.server.fit(begin, []).weights, events
+        return _fit.server.fit(begin).weights, events
 
     _fit.prepared = None
     yield _fit
