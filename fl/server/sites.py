@@ -42,6 +42,9 @@ MISSES = 2
 """Checks in a row that must find an endpoint offline: one may fall between two heartbeats."""
 PROBE_SECONDS = 30.0
 """A task that is out for longer, and for twice as long as the site's last, is looked for."""
+DOUBT_SECONDS = 10.0
+"""The same where the task before was lost: an engine whose job is refused takes its user endpoint
+down with it, and now and then the failure that this was about to report."""
 GRACE_SECONDS = 5.0
 """How long the answer may take once its record is gone: a task removes it before it answers."""
 ATTEMPTS = 3
@@ -235,7 +238,8 @@ class Sites:
         site.misses = 0
         site.turn, site.version, site.answered = task.turn, task.version, False
         site.next_check = task.sent + self._check_seconds
-        site.probe_pause = max(PROBE_SECONDS, 2 * (site.last_seconds or 0.0))
+        pause = DOUBT_SECONDS if site.losses else PROBE_SECONDS
+        site.probe_pause = max(pause, 2 * (site.last_seconds or 0.0))
         site.next_probe = task.sent + site.probe_pause
         self._turn(site, State.QUEUED)
         task.future.add_done_callback(lambda _: self._wake(task))

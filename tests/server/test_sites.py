@@ -247,6 +247,14 @@ def test_an_engine_that_fails_the_probe_has_lost_the_task_too(world):
     assert world.sites["a"].reason == "sbatch: error: Invalid partition"
 
 
+def test_a_task_after_a_lost_one_is_looked_for_sooner(world):
+    world.send("a").set_exception(RuntimeError("sbatch: error: Invalid partition"))
+    world.pass_time(5)
+    world.send("a", job="again")
+    world.pass_time(sites.DOUBT_SECONDS + 1)
+    assert len(world.probes()) == 1
+
+
 def test_a_probe_that_could_not_be_sent_says_nothing_of_the_task(world):
     world.send("a", job="job-1")
     world.pass_time(sites.PROBE_SECONDS + 1)
