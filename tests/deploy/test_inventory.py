@@ -48,7 +48,8 @@ def play(tmp_path):
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"fl_environment_kind": "conda"}, "must be one of: venv, existing, got: conda"),
+        ({"fl_environment_kind": "pixi"}, "must be one of: venv, conda, existing, got: pixi"),
+        ({"fl_environment_kind": "conda"}, "fl_environment_lock must be a file"),
         ({"fl_proxystore_port": "eighty"}, "fl_proxystore_port"),
         ({"fl_proxystore_relay": "http://relay"}, "must begin with ws:// or wss://"),
         ({"fl_compute_walltime": 3600}, "in quotes, not 3600"),
