@@ -313,8 +313,8 @@ def load_federation(server: Path, clients: Path) -> Federation:
         ConfigError: A file is missing or is not YAML, or a key is unknown, missing, of the wrong
             type, or at odds with another.
     """
-    server_file = _load(server, ServerFile)
-    clients_file = _load(clients, ClientsFile)
+    server_file = load_section(server, ServerFile)
+    clients_file = load_section(clients, ClientsFile)
     configs, sites = server_file.server_configs, clients_file.clients
     if configs.num_clients != len(sites):
         raise ConfigError(
@@ -351,13 +351,25 @@ def read_federation(file: Path) -> Federation:
     Raises:
         ConfigError: The file is missing, or is no federation.
     """
-    return _load(file, Federation)
+    return load_section(file, Federation)
 
 
 AnySection = TypeVar("AnySection", bound=Section)
 
 
-def _load(file: Path, schema: type[AnySection]) -> AnySection:
+def load_section(file: Path, schema: type[AnySection]) -> AnySection:
+    """Read a YAML file.
+
+    Args:
+        file: Its path.
+        schema: What stands in it.
+
+    Returns:
+        What it says.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or says something else.
+    """
     try:
         content = yaml.safe_load(file.read_text())
     except OSError as error:

@@ -56,6 +56,7 @@ def play(tmp_path):
         ({"fl_client_id": "me"}, "fl_client_id must be the UUID of your Globus application"),
         ({"fl_compute_engine": "cobalt"}, "(local, pbspro, slurm), not cobalt"),
         ({"fl_site_dir": "fl"}, "fl_site_dir must be an absolute path, not fl"),
+        ({"fl_audit_log": "audit"}, "fl_audit_log must be an absolute path or empty"),
         ({"fl_experiment": "/nowhere"}, "fl_experiment must be a folder with an experiment.yml"),
     ],
 )
