@@ -11,9 +11,8 @@ import uuid
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
-from fl.config import Client, load_federation
+from fl.config import Client, Files
 from fl.endpoints.base import Endpoints, JSONObject, answer_of
 from fl.endpoints.places import open_endpoints
 from fl.errors import FederationError
@@ -43,12 +42,11 @@ class Check:
     seconds: float
 
 
-def check_sites(server: Path, clients: Path, deadline: float) -> list[Check]:
+def check_sites(files: Files, deadline: float) -> list[Check]:
     """Check every site of a federation, all at once.
 
     Args:
-        server: Path of server.yaml.
-        clients: Path of clients.yaml.
+        files: Where it is described.
         deadline: Seconds that a worker may take to answer; a queue's waiting time is part of it.
 
     Returns:
@@ -57,8 +55,8 @@ def check_sites(server: Path, clients: Path, deadline: float) -> list[Check]:
     Raises:
         FederationError: The server's own side does not work, so that nothing can be checked.
     """
-    federation = load_federation(server, clients)
-    prepare_environment(federation, server.parent)
+    federation = files.load()
+    prepare_environment(federation, files.server.parent)
     with ExitStack() as stack:
         endpoints = open_endpoints(federation)
         stack.callback(endpoints.close)

@@ -14,7 +14,7 @@ from types import FrameType
 from rich.console import Console
 
 from fl.client import data, trainer
-from fl.config import Federation, TrainConfigs, load_federation
+from fl.config import Federation, Files, TrainConfigs
 from fl.endpoints.base import Endpoints, JSONObject
 from fl.endpoints.credentials import load_environment
 from fl.endpoints.places import open_endpoints
@@ -56,12 +56,11 @@ class _Ways:
     clock: Clock
 
 
-def run(server: Path, clients: Path, console: Console) -> Outcome:
+def run(files: Files, console: Console) -> Outcome:
     """Train a model over a federation.
 
     Args:
-        server: Path of server.yaml.
-        clients: Path of clients.yaml.
+        files: Where it is described.
         console: Where progress is shown.
 
     Returns:
@@ -70,9 +69,9 @@ def run(server: Path, clients: Path, console: Console) -> Outcome:
     Raises:
         FederationError: Anything that a person can put right, in one line.
     """
-    federation = load_federation(server, clients)
-    prepare_environment(federation, server.parent)
-    algorithm = _Algorithm(federation, server)
+    federation = files.load()
+    prepare_environment(federation, files.server.parent)
+    algorithm = Algorithm(federation, files.server)
     weights = algorithm.model.state_dict()
     with _ways(federation) as ways:
         _require_clients(federation, ways)
@@ -98,7 +97,7 @@ def resume(folder: Path, console: Console) -> Outcome:
     record = Record.reopen(folder)
     federation = record.federation()
     prepare_environment(federation, record.site_code())
-    algorithm = _Algorithm(federation, folder / "config.yaml")
+    algorithm = Algorithm(federation, folder / "config.yaml")
     with _ways(federation) as ways:
         _require_clients(federation, ways)
         return _fit(federation, algorithm, ways, record, record.snapshot(), console)
@@ -120,8 +119,17 @@ def prepare_environment(federation: Federation, folder: Path) -> None:
     os.environ.setdefault("FL_SITE_CODE", str(folder.resolve()))
 
 
-class _Algorithm:
-    """The configuration's model, aggregator, scheduler and evaluation; what is wrong fails here."""
+class Algorithm:
+    """The configuration's model, aggregator, scheduler and evaluation; what is wrong fails here.
+
+    Args:
+        federation: The configuration.
+        file: Where it stands, for messages.
+
+    Raises:
+        ConfigError: The aggregator or the scheduler is unknown, or does not take its settings.
+        FederationError: The model or the held-out set cannot be built at the server.
+    """
 
     def __init__(self, federation: Federation, file: Path) -> None:
         configs = federation.server_configs
@@ -160,7 +168,7 @@ def _require_clients(federation: Federation, ways: _Ways) -> None:
 
 def _fit(
     federation: Federation,
-    algorithm: _Algorithm,
+    algorithm: Algorithm,
     ways: _Ways,
     record: Record,
     start: Snapshot,
