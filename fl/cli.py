@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
-from typing import Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
 import click
 from rich.console import Console
@@ -20,6 +20,9 @@ from fl import __version__
 from fl.config import ConfigError, Files
 from fl.errors import FederationError
 from fl.sandbox.cli import sandbox
+
+if TYPE_CHECKING:
+    from fl.check import Check
 
 FilePath = click.Path(path_type=Path, dir_okay=False)
 NO_FILES = "give a folder with server.yaml and clients.yaml, or --server and --clients"
@@ -126,6 +129,27 @@ def run_main(files: Files | None, resume: Path | None, dry_run: bool) -> None:
 
 @main.command()
 @federation_files
+@click.option("--quick", is_flag=True, help="Ask only what needs no worker, and so no job.")
+@click.option("--deadline", default=300.0, show_default=True, help="Seconds a site may take.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+@reporting
+def check(files: Files | None, quick: bool, deadline: float, as_json: bool) -> None:
+    """Find what is wrong before a queue hour is spent, at the server and at every site.
+
+    EXPERIMENT is a folder with server.yaml and clients.yaml.
+
+    A worker at each site fetches the model, loads its data and does one step of training. Exit
+    code 1: a check failed.
+    """
+    if files is None:
+        raise click.UsageError(NO_FILES)
+    from fl.check import check as check_all
+
+    _show(check_all(files, deadline, quick=quick), as_json)
+
+
+@main.command()
+@federation_files
 @click.option("--deadline", default=300.0, show_default=True, help="Seconds a worker may take.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 @reporting
@@ -133,18 +157,20 @@ def health(files: Files | None, deadline: float, as_json: bool) -> None:
     """Prove, from a worker at each site, that models will reach it."""
     if files is None:
         raise click.UsageError(NO_FILES)
-    from fl.health import check_sites
+    from fl.check import health as check_health
 
-    checks = check_sites(files, deadline)
+    _show(check_health(files, deadline), as_json)
+
+
+def _show(checks: Iterable[Check], as_json: bool) -> None:
+    from fl.check_table import show
+
     if as_json:
-        click.echo(json.dumps([asdict(check) for check in checks]))
+        found = list(checks)
+        click.echo(json.dumps([asdict(check) for check in found]))
     else:
-        for check in checks:
-            mark = "ok" if check.ok else "FAILED"
-            click.echo(f"{check.client_id:20} {check.check:10} {mark:8} {check.message}")
-            if check.remedy:
-                click.echo(f"{'':20} {'':10} {'':8} {check.remedy}")
-    sys.exit(0 if all(check.ok for check in checks) else 1)
+        found = show(checks, Console(highlight=False))
+    sys.exit(0 if all(check.ok for check in found) else 1)
 
 
 @main.command()

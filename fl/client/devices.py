@@ -31,7 +31,10 @@ def choose(name: str) -> torch.device:
         device = torch.device(next(present()) if name == "auto" else name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise DeviceError(f"device {name!r} is not here: {error}") from error
+        reason = " ".join(str(error).split())
+        raise DeviceError(
+            f"device {name!r} is not here, but {', '.join(present())} is: {reason}"
+        ) from error
     return device
 
 

@@ -66,6 +66,33 @@ class TrainRequest(EvaluateRequest):
     """SCAFFOLD: the last round of this client that the server has taken in; None before one."""
 
 
+class Experiment(Section):
+    """What a site would do in a run."""
+
+    train_configs: TrainConfigs
+    """How it would train."""
+    model_configs: ModelConfigs
+    """The model."""
+    data_configs: DataConfigs
+    """Its data."""
+
+
+class CheckRequest(Section):
+    """Prove that this site can do its part."""
+
+    operation: Literal["check"]
+    client_id: Name
+    """The client."""
+    model: Any
+    """A Ref to what would be sent in a round, or to a few bytes without an experiment."""
+    proxystore_configs: ProxystoreConfigs
+    """The client's way for models."""
+    until: Annotated[float, Field(allow_inf_nan=False)]
+    """Unix seconds at which the server stops waiting: what is put later is never fetched."""
+    experiment: Experiment | None = None
+    """What to try besides the way; None for the way alone."""
+
+
 Request = TypeVar("Request", bound=Section)
 
 

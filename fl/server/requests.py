@@ -49,28 +49,42 @@ def train_request(
         "steps": steps,
         "learning_rate_scale": learning_rate_scale,
         "control_version": control_version,
-        "train_configs": federation.train_configs(client).model_dump(mode="json"),
-        "model_configs": federation.client_configs.model_configs.model_dump(mode="json"),
-        "data_configs": client.data_configs.model_dump(mode="json"),
+        **_experiment(federation, client),
         "proxystore_configs": client.comm_configs.proxystore_configs.model_dump(mode="json"),
     }
 
 
-def check_request(client: Client, model: Ref | None = None) -> dict[str, Any]:
-    """A request to prove the worker's way for models.
+def check_request(
+    federation: Federation, client: Client, model: Ref, *, until: float, experiment: bool
+) -> dict[str, Any]:
+    """A request to prove that a site can do its part.
 
     Args:
-        client: Who shall check.
-        model: An object of the server's that the worker shall fetch too.
+        federation: The configuration.
+        client: Who shall prove it.
+        model: What would be sent in a round, or a few bytes.
+        until: Unix seconds at which nobody waits for the answer any more.
+        experiment: Whether to try the model, the data and a step of training, too.
 
     Returns:
         JSON types only.
     """
-    return {
+    request = {
         "operation": "check",
         "client_id": client.client_id,
-        "model": None if model is None else model.to_json(),
+        "model": model.to_json(),
         "proxystore_configs": client.comm_configs.proxystore_configs.model_dump(mode="json"),
+        "until": until,
+    }
+    return request | ({"experiment": _experiment(federation, client)} if experiment else {})
+
+
+def _experiment(federation: Federation, client: Client) -> dict[str, Any]:
+    """How a client trains what, and on what."""
+    return {
+        "train_configs": federation.train_configs(client).model_dump(mode="json"),
+        "model_configs": federation.client_configs.model_configs.model_dump(mode="json"),
+        "data_configs": client.data_configs.model_dump(mode="json"),
     }
 
 
