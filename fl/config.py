@@ -339,6 +339,7 @@ def load_federation(server: Path, clients: Path, overrides: Sequence[str] = ()) 
             f"{server}: server_configs.comm_configs.globus_compute_configs is missing; "
             f"{remote[0]} is reached through Globus Compute (deploy.yml writes it)"
         )
+    _require_one_way(configs, sites, server, clients)
     federation = Federation(
         client_configs=server_file.client_configs, server_configs=configs, clients=sites
     )
@@ -350,6 +351,21 @@ def load_federation(server: Path, clients: Path, overrides: Sequence[str] = ()) 
             where = _where(clients, of_clients)
             raise ConfigError(explain(where, TrainConfigs, error, place)) from error
     return federation
+
+
+def _require_one_way(
+    configs: ServerConfigs, sites: list[Client], server: Path, clients: Path
+) -> None:
+    """A model that went one way cannot be fetched by another."""
+    ours = configs.comm_configs.proxystore_configs.enable_proxystore
+    for index, site in enumerate(sites):
+        theirs = site.comm_configs.proxystore_configs.enable_proxystore
+        if theirs != ours:
+            raise ConfigError(
+                f"{clients}: clients.{index}.comm_configs.proxystore_configs.enable_proxystore is "
+                f"{str(theirs).lower()}, but the server's in {server} is {str(ours).lower()}; "
+                "models travel one way for all"
+            )
 
 
 def read_federation(file: Path) -> Federation:

@@ -1,7 +1,9 @@
 """Sites in this very process, for tests that need no worker of their own."""
 
 import json
+import os
 from concurrent.futures import Future
+from unittest.mock import patch
 
 from fl.client import task
 
@@ -12,16 +14,20 @@ class InProcess:
     Args:
         silent: Clients that never answer.
         offline: Clients that are not there.
+        code: Folders of clients whose code is not the server's.
     """
 
-    def __init__(self, silent=(), offline=()):
-        self.silent, self.offline, self.asked = silent, offline, []
+    def __init__(self, silent=(), offline=(), code=None):
+        self.silent, self.offline, self.code = silent, offline, code or {}
+        self.asked = []
 
     def submit(self, client, request):
         self.asked.append(client.client_id)
         future = Future()
         if client.client_id not in self.silent:
-            answer = task.run(json.loads(json.dumps(request)))
+            code = self.code.get(client.client_id, os.environ.get("FL_SITE_CODE", "."))
+            with patch.dict(os.environ, FL_SITE_CODE=str(code)):
+                answer = task.run(json.loads(json.dumps(request)))
             future.set_result(json.loads(json.dumps(answer)))
         return future
 

@@ -52,7 +52,7 @@ def datasets(configs: DataConfigs) -> Sets:
 
     Raises:
         SiteCodeError: The loader is not the site's, or fails to import.
-        DataError: It raised, or returned something else than two data sets.
+        DataError: It raised, or returned something else than two data sets of pairs.
     """
     loader = site_code.load(configs.dataset_path, configs.dataset_name)
     return _loaded.get((loader, configs), lambda: _call(loader, configs))
@@ -74,7 +74,21 @@ def _call(loader: Any, configs: DataConfigs) -> Sets:
             raise DataError(f"{name} must return a training set and a validation set (or None)")
     if count(sets[0]) == 0:
         raise DataError(f"{name} returned no training samples")
+    _require_pairs(name, sets[0])
     return sets
+
+
+def _require_pairs(name: str, dataset: Dataset[Any]) -> None:
+    try:
+        sample = dataset[0]
+    except Exception as error:
+        raise DataError(f"{name}: its first sample raised {site_code.raised(error)}") from error
+    if not isinstance(sample, tuple | list) or len(sample) != 2:
+        size = f" of {len(sample)}" if isinstance(sample, Sized) else ""
+        raise DataError(
+            f"{name}: a sample is {type(sample).__name__}{size}, "
+            "a pair of input and label was expected"
+        )
 
 
 def count(dataset: Dataset[Any]) -> int:
@@ -91,13 +105,8 @@ def describe(dataset: Dataset[Any]) -> str:
     Returns:
         Such as `1,437 samples of [1, 8, 8] float32, 10 classes (0 to 9)`; of labels that are no
         whole numbers, no classes.
-
-    Raises:
-        DataError: A sample is no pair.
     """
     sample = dataset[0]
-    if not isinstance(sample, tuple | list) or len(sample) != 2:
-        raise DataError(f"a sample is {type(sample).__name__}, an (input, label) pair was expected")
     shape = getattr(sample[0], "shape", None)
     of = "" if shape is None else f" of {list(shape)} {str(sample[0].dtype).split('.')[-1]}"
     return f"{count(dataset):,} samples{of}{_classes(dataset)}"

@@ -6,6 +6,7 @@ what the site put there.
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 import traceback
@@ -54,7 +55,9 @@ def load(path: str, name: str) -> Callable[..., Any]:
     module = sys.modules.get(module_name) or _import(module_name, source, file, path)
     found = getattr(module, name, None)
     if not callable(found):
-        raise SiteCodeError(f"{path}: defines no function or class {name!r}")
+        near = difflib.get_close_matches(name, vars(module), n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise SiteCodeError(f"{path}: defines no function or class {name!r}{hint}")
     return found  # type: ignore[no-any-return]  # callable() narrows to an untyped callable
 
 
