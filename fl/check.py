@@ -33,7 +33,7 @@ from fl.errors import FederationError, in_one_line
 from fl.remedies import remedy
 from fl.run import held_out, open_steps, prepare_environment, require_training
 from fl.server.clock import Clock, RealClock
-from fl.server.requests import check_request
+from fl.server.requests import check_request, rehearse_request
 from fl.tensors import Tensors, encode
 from fl.transport import Ref, Transport, open_transport
 
@@ -88,7 +88,7 @@ def check(files: Files, deadline: float, *, quick: bool = False) -> Iterator[Che
         yield from _of_server(items, federation)
         if ways is None:
             return
-        sites = _Sites(federation, ways, deadline, experiment=model is not None)
+        sites = _Sites(federation, ways, deadline, rehearse=model is not None)
         for client, seen in sites.online():
             yield seen
             if seen.ok and not quick:
@@ -114,7 +114,7 @@ def health(files: Files, deadline: float) -> list[Check]:
     prepare_environment(federation, files.server.parent)
     with ExitStack() as stack:
         ways, _ = _open(federation, None, stack)
-        sites = _Sites(federation, ways, deadline, experiment=False)
+        sites = _Sites(federation, ways, deadline, rehearse=False)
         seen: list[Check] = []
         found: list[Check] = []
         for client, online in sites.online():
@@ -253,10 +253,10 @@ class _Sites:
     """All sites, asked at the same time; one that is silent holds no other up."""
 
     def __init__(
-        self, federation: Federation, ways: _Ways, deadline: float, *, experiment: bool
+        self, federation: Federation, ways: _Ways, deadline: float, *, rehearse: bool
     ) -> None:
         self._federation, self._ways = federation, ways
-        self._deadline, self._experiment = deadline, experiment
+        self._deadline, self._rehearse = deadline, rehearse
         self._began = time.monotonic()
         self._until = time.time() + deadline
         self._tasks: dict[Future[JSONObject], tuple[Client, float]] = {}
@@ -280,12 +280,11 @@ class _Sites:
 
     def ask(self, client: Client) -> Iterator[Check]:
         """Send a site its task; yields a failed check if that is refused at once."""
-        request = check_request(
-            self._federation,
-            client,
-            self._ways.model,
-            until=self._until,
-            experiment=self._experiment,
+        model, until = self._ways.model, self._until
+        request = (
+            rehearse_request(self._federation, client, model, until=until)
+            if self._rehearse
+            else check_request(client, model, until=until)
         )
         sent = time.time()
         try:

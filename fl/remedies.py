@@ -19,18 +19,23 @@ def remedy(item: Item, client: Client | None, federation: Federation) -> str:
         A line for a person.
     """
     if client is None:
-        return _at_the_server(item)
+        return _at_the_server(item, federation)
     if item.check in ("way", "download", "upload"):
         return _way(item.message)
     return _at_a_site(item, client, federation)
 
 
-def _at_the_server(item: Item) -> str:
+def _at_the_server(item: Item, federation: Federation) -> str:
     match item.check:
-        case "model" | "held-out set":
+        case "model" | "held-out set" if "code folder" in item.message:
+            return "point FL_SITE_CODE to the folder that the files' paths begin in"
+        case "model":
+            file = site_code_folder() / federation.client_configs.model_configs.model_path
+            return f"put it right in {file}, or what client_configs.model_configs says of it"
+        case "held-out set":
             return (
-                f"put it right in {site_code_folder()}, or point FL_SITE_CODE to the folder that "
-                "the paths begin in"
+                f"put it right in {site_code_folder()}, or what server_configs.data_configs says; "
+                "or leave out server_validation"
             )
         case "run folder":
             return "another one: --set server_configs.logging_output_dirname=FOLDER"
@@ -83,10 +88,15 @@ def _at_a_site(item: Item, client: Client, federation: Federation) -> str:
         case "model":
             return _code(client, federation.client_configs.model_configs.model_path)
         case "data":
-            return _code(client, client.data_configs.dataset_path)
+            return (
+                f"{_code(client, client.data_configs.dataset_path)}, or what {key}.data_configs "
+                "says of it"
+            )
         case "validation" if "returns no validation set" in item.message:
             return "return one as the loader's second value, or leave out do_validation"
-        case "step" | "validation" if "out of memory" in item.message:
+        case "step" | "validation" if (
+            "out of memory" in item.message or "train_batch_size" in item.message
+        ):
             return f"--set {key}.train_configs.train_batch_size=NUMBER, a smaller one"
     return (
         "do the loader's samples and classes fit the model's inputs and outputs? "
@@ -100,6 +110,6 @@ def _code(client: Client, path: str) -> str:
     if client.endpoint_id == "local":
         return f"put it right in {site_code_folder() / path}"
     return (
-        f"put it right in {path} in the site's site_code folder; the experiment's own files get "
-        f"there by ansible-playbook playbooks/environment.yml -i INVENTORY --limit {name}"
+        f"put it right in {path} in the site's site_code folder (the experiment's own files get "
+        f"there by ansible-playbook playbooks/environment.yml -i INVENTORY --limit {name})"
     )

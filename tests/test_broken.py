@@ -168,7 +168,8 @@ BROKEN = {
     ),
     "one site's wrong schedule": Broken(
         ("clients.site-b.train_configs.lr_scheduler=Cosine",),
-        "site-b: train_configs.lr_scheduler: torch.optim.lr_scheduler has no class 'Cosine'",
+        "site-b: train_configs.lr_scheduler: torch.optim.lr_scheduler has no class 'Cosine'; "
+        "did you mean CosineAnnealingLR?",
         ("server", "training"),
         quick=True,
     ),
@@ -176,7 +177,7 @@ BROKEN = {
         ("client_configs.model_configs.model_name=Nett",),
         "code.py: defines no function or class 'Nett'; did you mean Net?",
         ("server", "model"),
-        "FL_SITE_CODE",
+        "client_configs.model_configs",
         quick=True,
     ),
     "a model file that is missing": Broken(
@@ -190,6 +191,7 @@ BROKEN = {
         ("client_configs.model_configs.model_path=bad.py",),
         "bad.py cannot be imported: SyntaxError: invalid syntax (bad.py, line 2)",
         ("server", "model"),
+        "bad.py",
         files={"bad.py": "import torch\ndef Net(:\n"},
         quick=True,
     ),
@@ -197,6 +199,7 @@ BROKEN = {
         ("client_configs.model_configs.model_kwargs={depth: 3}",),
         "Net raised TypeError: Net() got an unexpected keyword argument 'depth'",
         ("server", "model"),
+        "client_configs.model_configs",
         quick=True,
     ),
     "something that is no model": Broken(
@@ -259,6 +262,7 @@ BROKEN = {
         loader("load", root="/data"),
         "load raised TypeError: load() got an unexpected keyword argument 'root'",
         ("site-a", "data"),
+        "clients.site-a.data_configs",
     ),
     "another model at a site": Broken(
         says="0.weight is torch.float32 [8, 4], the model's is torch.float32 [9, 4]",
@@ -297,6 +301,7 @@ BROKEN = {
         ("clients.site-a.train_configs={train_batch_size: 64, train_drop_last: true}",),
         "train_drop_last leaves no minibatch: train_batch_size is too large",
         ("site-a", "step"),
+        "--set clients.site-a.train_configs.train_batch_size=",
     ),
     "CUDA where none is": Broken(
         ("clients.site-a.train_configs.device=cuda:99",),
@@ -306,7 +311,7 @@ BROKEN = {
     ),
     "a device that nobody knows": Broken(
         ("clients.site-a.train_configs.device=gpu",),
-        "device 'gpu' is not here",
+        "device 'gpu' is none that torch knows; cpu, cuda, cuda:0, xpu, mps or auto",
         ("site-a", "device"),
         "--set clients.site-a.train_configs.device=auto",
     ),

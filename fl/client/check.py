@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from fl.client import control, data, devices, site_state, trainer
-from fl.client.request import CheckRequest, Experiment, RequestError
+from fl.client.request import CheckRequest, RehearseRequest, RequestError
 from fl.client.warm import seed_all
 from fl.config import TrainConfigs
 from fl.errors import FederationError, in_one_line
@@ -87,8 +87,10 @@ class Items:
         return value
 
 
-def prove(wanted: CheckRequest, connect: Callable[[], Transport]) -> dict[str, Any]:
-    """Try everything that a round would do here.
+def prove(
+    wanted: CheckRequest | RehearseRequest, connect: Callable[[], Transport]
+) -> dict[str, Any]:
+    """Try the way for models, and at a rehearsal everything else that a round would do here.
 
     Args:
         wanted: The request.
@@ -109,8 +111,8 @@ def prove(wanted: CheckRequest, connect: Callable[[], Transport]) -> dict[str, A
         )
     items = Items()
     received, sent = _travel(items, wanted, connect)
-    if wanted.experiment is not None and received is not None:
-        _rehearse(items, wanted.experiment, received)
+    if isinstance(wanted, RehearseRequest) and received is not None:
+        _rehearse(items, wanted, received)
     return {
         "host": socket.gethostname(),
         "versions": versions(),
@@ -132,7 +134,7 @@ def versions() -> dict[str, str]:
 
 
 def _travel(
-    items: Items, wanted: CheckRequest, connect: Callable[[], Transport]
+    items: Items, wanted: CheckRequest | RehearseRequest, connect: Callable[[], Transport]
 ) -> tuple[bytes | None, Ref | None]:
     """The server's bytes to here, and as many of this site's to where it can fetch them."""
     by = "proxystore" if wanted.proxystore_configs.enable_proxystore else "inline"
@@ -154,13 +156,13 @@ def _travel(
     return received, items.attempt("upload", send)
 
 
-def _rehearse(items: Items, experiment: Experiment, received: bytes) -> None:
+def _rehearse(items: Items, wanted: RehearseRequest, received: bytes) -> None:
     """What a round does between the two ways."""
-    configs = experiment.train_configs
+    configs = wanted.train_configs
     items.attempt("disk", lambda: _disk(len(received)))
     device = items.attempt("device", lambda: _device(configs.device))
-    model = items.attempt("model", lambda: _model(experiment, decode(received)))
-    sets = items.attempt("data", lambda: _data(experiment))
+    model = items.attempt("model", lambda: _model(wanted, decode(received)))
+    sets = items.attempt("data", lambda: _data(wanted))
     try:
         if device is not None and model is not None and sets is not None:
             items.attempt("step", lambda: _step(model, sets, configs))
@@ -193,8 +195,8 @@ def _device(name: str) -> tuple[torch.device, str]:
     return device, f"{device} ({properties.name}, {decimal(properties.total_memory)})"
 
 
-def _model(experiment: Experiment, received: Tensors) -> tuple[nn.Module, str]:
-    model = trainer.build_model(experiment.model_configs)
+def _model(wanted: RehearseRequest, received: Tensors) -> tuple[nn.Module, str]:
+    model = trainer.build_model(wanted.model_configs)
     weights, _ = control.split(received)
     require_same_layout(model.state_dict(), weights)
     model.load_state_dict(weights)
@@ -202,8 +204,8 @@ def _model(experiment: Experiment, received: Tensors) -> tuple[nn.Module, str]:
     return model, f"{count:,} parameters, of the server's names, shapes and types"
 
 
-def _data(experiment: Experiment) -> tuple[data.Sets, str]:
-    sets = data.datasets(experiment.data_configs)
+def _data(wanted: RehearseRequest) -> tuple[data.Sets, str]:
+    sets = data.datasets(wanted.data_configs)
     validation = 0 if sets[1] is None else data.count(sets[1])
     return sets, f"{data.describe(sets[0])}; {validation:,} to validate on"
 

@@ -19,7 +19,14 @@ from torch import nn
 from fl.client import algorithms, budget, control, data, devices, jobs, trainer
 from fl.client.check import prove
 from fl.client.corrections import Controlled, Correction, Proximal
-from fl.client.request import CheckRequest, EvaluateRequest, RequestError, TrainRequest, read
+from fl.client.request import (
+    CheckRequest,
+    EvaluateRequest,
+    RehearseRequest,
+    RequestError,
+    TrainRequest,
+    read,
+)
 from fl.client.trainer import TrainingError
 from fl.client.warm import seed_all
 from fl.config import ProxystoreConfigs
@@ -32,9 +39,8 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     """Do what the server asks, at the site.
 
     Args:
-        request: `{"operation": "train" | "evaluate" | "progress" | "check", ...}`; `TrainRequest`,
-            `EvaluateRequest` and `CheckRequest` in `fl.client.request` say what else, and
-            `progress` here.
+        request: `{"operation": one of OPERATIONS, ...}`; `fl.client.request` has a class for each
+            that says what else, and `progress` here.
 
     Returns:
         `{"result": {...}}`, or `{"error": {"type", "message", "traceback"}}`.
@@ -146,7 +152,7 @@ def progress(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def check(request: dict[str, Any]) -> dict[str, Any]:
-    """Prove from inside a worker that this site can do its part; see `fl.client.check.prove`.
+    """Prove from inside a worker that models will move; see `fl.client.check.prove`.
 
     Args:
         request: A `CheckRequest`.
@@ -158,7 +164,26 @@ def check(request: dict[str, Any]) -> dict[str, Any]:
     return prove(wanted, lambda: _transport(wanted.proxystore_configs))
 
 
-OPERATIONS = {"train": train, "evaluate": evaluate, "progress": progress, "check": check}
+def rehearse(request: dict[str, Any]) -> dict[str, Any]:
+    """Prove from inside a worker that this site can do its part in a run; see `check`.
+
+    Args:
+        request: A `RehearseRequest`.
+
+    Returns:
+        What was found: of the data, how many samples of what shape and which classes.
+    """
+    wanted = read(RehearseRequest, request)
+    return prove(wanted, lambda: _transport(wanted.proxystore_configs))
+
+
+OPERATIONS = {
+    "train": train,
+    "evaluate": evaluate,
+    "progress": progress,
+    "check": check,
+    "rehearse": rehearse,
+}
 
 _transports: dict[str, Transport] = {}
 

@@ -306,7 +306,12 @@ def _named(module: Any, key: str, name: str) -> Any:
     found = getattr(module, name, None)
     if isinstance(found, type):
         return found
-    classes = [known for known, value in vars(module).items() if isinstance(value, type)]
-    near = difflib.get_close_matches(name, classes, n=1, cutoff=0.5)
+    classes = [
+        known
+        for known, value in vars(module).items()
+        if isinstance(value, type) and value.__module__.startswith(module.__name__)
+    ]
+    begun = [known for known in classes if known.startswith(name)]
+    near = begun or difflib.get_close_matches(name, classes, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise TrainingError(f"train_configs.{key}: {module.__name__} has no class {name!r}{hint}")

@@ -54,29 +54,42 @@ def train_request(
     }
 
 
-def check_request(
-    federation: Federation, client: Client, model: Ref, *, until: float, experiment: bool
-) -> dict[str, Any]:
-    """A request to prove that a site can do its part.
+def check_request(client: Client, model: Ref, *, until: float) -> dict[str, Any]:
+    """A request to prove that models move.
 
     Args:
-        federation: The configuration.
         client: Who shall prove it.
-        model: What would be sent in a round, or a few bytes.
+        model: What the server put.
         until: Unix seconds at which nobody waits for the answer any more.
-        experiment: Whether to try the model, the data and a step of training, too.
 
     Returns:
         JSON types only.
     """
-    request = {
+    return {
         "operation": "check",
         "client_id": client.client_id,
         "model": model.to_json(),
         "proxystore_configs": client.comm_configs.proxystore_configs.model_dump(mode="json"),
         "until": until,
     }
-    return request | ({"experiment": _experiment(federation, client)} if experiment else {})
+
+
+def rehearse_request(
+    federation: Federation, client: Client, model: Ref, *, until: float
+) -> dict[str, Any]:
+    """A request to prove that a site can do its part in a run.
+
+    Args:
+        federation: The configuration.
+        client: Who shall prove it.
+        model: What would be sent in a round.
+        until: As for `check_request`.
+
+    Returns:
+        JSON types only.
+    """
+    request = check_request(client, model, until=until)
+    return {**request, "operation": "rehearse", **_experiment(federation, client)}
 
 
 def _experiment(federation: Federation, client: Client) -> dict[str, Any]:

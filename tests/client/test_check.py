@@ -6,27 +6,21 @@ from torch.utils.data import Dataset, TensorDataset
 
 from fl.client import data, task
 
+CHECK = {"operation", "client_id", "model", "proxystore_configs", "until"}
+REHEARSAL = CHECK | {"train_configs", "model_configs", "data_configs"}
 
-def check(site, *, experiment=True, **changes):
-    """Ask a site for a check, with what `changes` make of its experiment; items by their names."""
-    request = site.request(**changes)
-    parts = ("train_configs", "model_configs", "data_configs")
-    answer = task.run(
-        {
-            "operation": "check",
-            "client_id": "a",
-            "model": request["model"],
-            "proxystore_configs": {},
-            "until": time.time() + 60,
-            **({"experiment": {part: request[part] for part in parts}} if experiment else {}),
-        }
-    )
+
+def check(site, operation="rehearse", **changes):
+    """Ask a site for a check, with what `changes` make of its request; items by their names."""
+    request = site.request(operation=operation, until=time.time() + 60, **changes)
+    kept = REHEARSAL if operation == "rehearse" else CHECK
+    answer = task.run({key: value for key, value in request.items() if key in kept})
     return {item["check"]: item for item in answer["result"]["items"]}
 
 
-def test_without_an_experiment_it_is_the_way_alone(site):
+def test_a_check_is_the_way_alone(site):
     (site.code / "model.py").unlink()
-    items = check(site, experiment=False)
+    items = check(site, operation="check")
     assert list(items) == ["way", "download", "upload"]
     assert {item["outcome"] for item in items.values()} == {"ok"}
 
