@@ -16,10 +16,14 @@ from typing import Any
 from fl.client import site_code
 from fl.client.audit import AuditLog, open_log
 from fl.client.policy import Code, Policy, PolicyRefusal, site_policy
-from fl.client.request import EvaluateRequest, TrainRequest, read
+from fl.client.request import EvaluateRequest, RehearseRequest, TrainRequest, read
 from fl.config import DataConfigs, ModelConfigs
 
-OPENS_DATA: dict[str, type[EvaluateRequest]] = {"train": TrainRequest, "evaluate": EvaluateRequest}
+OPENS_DATA: dict[str, type[EvaluateRequest]] = {
+    "train": TrainRequest,
+    "evaluate": EvaluateRequest,
+    "rehearse": RehearseRequest,
+}
 """The operations that a policy is about. The others touch no data of the site's."""
 EVALUATION = ("val_accuracy", "val_loss")
 """What an evaluation answers with, by the names that training has for it."""
@@ -130,7 +134,7 @@ def _examine(policy: Policy, request: Any) -> dict[str, Any]:
     policy.require_code("loaders", loader)
     if isinstance(wanted, TrainRequest):
         policy.require_round(wanted.round)
-    else:
+    elif operation == "evaluate":
         policy.require_metrics(EVALUATION)
     return {"model": _line(model), "loader": _line(loader)}
 

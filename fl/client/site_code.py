@@ -6,8 +6,10 @@ what the site put there.
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -47,7 +49,9 @@ def load(path: str, name: str) -> Callable[..., Any]:
     module = sys.modules.get(module_name) or _import(module_name, source, file, path)
     found = getattr(module, name, None)
     if not callable(found):
-        raise SiteCodeError(f"{path}: defines no function or class {name!r}")
+        near = difflib.get_close_matches(name, vars(module), n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise SiteCodeError(f"{path}: defines no function or class {name!r}{hint}")
     return found  # type: ignore[no-any-return]  # callable() narrows to an untyped callable
 
 
@@ -78,6 +82,24 @@ def _read(path: str) -> tuple[Path, bytes]:
         ) from error
 
 
+def raised(error: Exception) -> str:
+    """What the site's own code raised, and where in it, for messages.
+
+    Args:
+        error: The exception, caught around that code.
+
+    Returns:
+        Such as `KeyError: 'label' (data.py, line 12)`.
+    """
+    folder = site_code_folder()
+    places = [
+        f"({Path(frame.filename).name}, line {frame.lineno})"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_relative_to(folder)
+    ]
+    return " ".join([f"{type(error).__name__}: {error}", *places[-1:]])
+
+
 def _inside(path: str) -> Path:
     """The file, links followed; refused where that leads out of the site's folder."""
     folder = site_code_folder()
@@ -100,5 +122,5 @@ def _import(module_name: str, source: bytes, file: Path, path: str) -> ModuleTyp
         exec(compile(source, file, "exec"), module.__dict__)  # noqa: S102  (the site's own code)
     except Exception as error:
         del sys.modules[module_name]
-        raise SiteCodeError(f"{path}: {type(error).__name__}: {error}") from error
+        raise SiteCodeError(f"{path} cannot be imported: {raised(error)}") from error
     return module
