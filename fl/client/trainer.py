@@ -34,7 +34,7 @@ class Evaluation:
 
     Attributes:
         loss: Mean of the loss over samples.
-        accuracy: Share of samples whose largest output is their label, 0 to 1.
+        accuracy: Share of labels that have the largest output, 0 to 1.
         num_samples: Samples in the set.
     """
 
@@ -225,11 +225,12 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], configs: TrainConfigs) -> 
 
     Args:
         model: The model, moved to `configs.device`.
-        dataset: Samples of (input, label); labels are class indices.
+        dataset: Samples of (input, label); labels are class indices, one a sample or, as for the
+            characters of a text, one a place.
         configs: Loss, device and batch size.
 
     Returns:
-        Mean loss and accuracy.
+        Mean loss over samples and accuracy over labels.
 
     Raises:
         TrainingError: The set is empty, or the loss is unknown.
@@ -240,14 +241,15 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], configs: TrainConfigs) -> 
     device = devices.choose(configs.device)
     model.to(device).eval()
     loss_fn = _loss(configs)
-    loss, correct, seen = 0.0, 0, 0
+    loss, correct, labelled, seen = 0.0, 0, 0, 0
     with torch.no_grad():
         for inputs, labels in data.validation_batches(dataset, configs):
             outputs, expected = model(inputs.to(device)), labels.to(device)
             loss += loss_fn(outputs, expected).item() * len(labels)
             correct += int((outputs.argmax(dim=1) == expected).sum().item())
+            labelled += labels.numel()
             seen += len(labels)
-    return Evaluation(loss / seen, correct / seen, seen)
+    return Evaluation(loss / seen, correct / labelled, seen)
 
 
 def _loss(configs: TrainConfigs) -> nn.Module:
