@@ -119,7 +119,8 @@ def evaluate(request: dict[str, Any]) -> dict[str, Any]:
         request: An `EvaluateRequest`.
 
     Returns:
-        `loss` and `accuracy` (means over samples), `num_samples`, `seconds` by phase, and `job`.
+        `loss` and `accuracy` (means over samples), `metric` (the experiment's own, or None),
+        `num_samples`, `seconds` by phase, and `job`.
 
     Raises:
         FederationError: The model, loader or transport failed, or there is no validation set.
@@ -265,7 +266,8 @@ def _seed(seed: int, client_id: str, round_number: int) -> int:
 
 def _metrics(prefix: str, evaluation: trainer.Evaluation) -> dict[str, float]:
     values = asdict(evaluation)
-    return {f"{prefix}_{name}": values[name] for name in ("loss", "accuracy")}
+    names = ["loss", "accuracy"] + ["metric"] * (evaluation.metric is not None)
+    return {f"{prefix}_{name}": values[name] for name in names}
 
 
 def _describe(error: Exception) -> dict[str, str]:
