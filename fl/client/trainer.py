@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -162,7 +163,8 @@ def train(
         What training did.
 
     Raises:
-        TrainingError: The optimizer, loss or scheduler is unknown, or the loss is not finite.
+        TrainingError: The optimizer, loss or scheduler is unknown, the model does not take the
+            data, or the loss is not finite.
         DeviceError: The device is not here.
         BlockEnded: There is no time for a first step.
     """
@@ -174,11 +176,32 @@ def train(
     left = budget.countdown(configs, len(batches), steps=steps, until=until)
     total = 0.0
     for number, (inputs, labels) in enumerate(budget.within(left, batches), start=1):
-        total += descent.step(inputs, labels, number)
+        with _naming(inputs, labels):
+            total += descent.step(inputs, labels, number)
         descent.advance(end_of_epoch=number % len(batches) == 0)
         on_step(number)
     assert left.stopped is not None  # noqa: S101  (within() ends no earlier)
     return Training(total / left.done, left.done, data.count(dataset), left.stopped)
+
+
+@contextmanager
+def _naming(inputs: torch.Tensor, labels: torch.Tensor) -> Iterator[None]:
+    """Tell what a model or loss raised with the shapes that it raised it on."""
+    try:
+        yield
+    except FederationError:
+        raise
+    except Exception as error:
+        raise TrainingError(
+            f"the model or its loss raised {site_code.raised(error)} on a minibatch of inputs "
+            f"{_shape(inputs)} and labels {_shape(labels)}"
+        ) from error
+
+
+def _shape(batch: Any) -> str:
+    if not isinstance(batch, torch.Tensor):
+        return f"that are a {type(batch).__name__}, no tensor"
+    return f"{list(batch.shape)} {str(batch.dtype).removeprefix('torch.')}"
 
 
 class _Descent:
@@ -236,7 +259,7 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], configs: TrainConfigs) -> 
         Mean loss and accuracy.
 
     Raises:
-        TrainingError: The set is empty, or the loss is unknown.
+        TrainingError: The set is empty, the loss is unknown, or the model does not take the data.
         DeviceError: The device is not here.
     """
     if data.count(dataset) == 0:
@@ -248,9 +271,10 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], configs: TrainConfigs) -> 
     metric = _Metric(configs)
     with torch.no_grad():
         for inputs, labels in data.validation_batches(dataset, configs):
-            outputs, expected = model(inputs.to(device)), labels.to(device)
-            loss += loss_fn(outputs, expected).item() * len(labels)
-            correct += int((outputs.argmax(dim=1) == expected).sum().item())
+            with _naming(inputs, labels):
+                outputs, expected = model(inputs.to(device)), labels.to(device)
+                loss += loss_fn(outputs, expected).item() * len(labels)
+                correct += int((outputs.argmax(dim=1) == expected).sum().item())
             seen += len(labels)
             metric.add(labels, outputs)
     return Evaluation(loss / seen, correct / seen, seen, metric.value())
