@@ -190,6 +190,23 @@ def register(record: Path, environment: tuple[Path, ...], check: bool) -> None:
     click.echo(json.dumps(register_once(record, check=check)))
 
 
+@main.group()
+def audit() -> None:
+    """The log that a site keeps of every task."""
+
+
+@audit.command()
+@click.argument("file", type=FilePath)
+@click.option("--head", help="A head noted earlier: its line must still be there.")
+@reporting
+def verify(file: Path, head: str | None) -> None:
+    """Follow an audit log's chain, and print its head: note that where the site cannot reach."""
+    from fl.client.audit import verify as follow
+
+    found = follow(file, head)
+    click.echo(f"{file}: {found.lines} lines, none changed; head {found.head}")
+
+
 main.add_command(sandbox)
 
 if __name__ == "__main__":

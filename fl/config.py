@@ -201,6 +201,15 @@ class ClientCommConfigs(Section):
     """How models move."""
 
 
+class EarlyStopping(Section):
+    """When a run ends before its last round; see `fl.server.stopping`."""
+
+    patience: PositiveInt
+    """Rounds in a row whose loss at the server is no better than the best before."""
+    min_delta: float = Field(default=0.0, ge=0)
+    """By how much a loss must be lower to be better."""
+
+
 class ServerConfigs(Section):
     """The round loop."""
 
@@ -228,6 +237,8 @@ class ServerConfigs(Section):
     """Evaluate the global model at the server after each round, on `data_configs`."""
     data_configs: DataConfigs | None = None
     """The server's held-out set: the loader's second value."""
+    early_stopping: EarlyStopping | None = None
+    """End the run once the loss at the server no longer falls."""
     logging_output_dirname: str = "runs"
     """Folder that gets a folder for every run, relative to where fl-run is started."""
     logging_output_filename: FileName | None = None
@@ -239,6 +250,8 @@ class ServerConfigs(Section):
     def _consistent(self) -> ServerConfigs:
         if self.server_validation and self.data_configs is None:
             raise ValueError("server_validation needs data_configs, the server's held-out set")
+        if self.early_stopping is not None and not self.server_validation:
+            raise ValueError("early_stopping needs server_validation: it watches the loss there")
         if self.min_clients is not None and self.min_clients > self.num_clients:
             raise ValueError(f"min_clients must be at most num_clients ({self.num_clients})")
         return self
@@ -407,6 +420,22 @@ def read_federation(file: Path) -> Federation:
 
 
 AnySection = TypeVar("AnySection", bound=Section)
+
+
+def load_section(file: Path, schema: type[AnySection]) -> AnySection:
+    """Read a YAML file that a person wrote.
+
+    Args:
+        file: Its path.
+        schema: What stands in it.
+
+    Returns:
+        What it says.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or says something else.
+    """
+    return _valid(str(file), _content(file, read_yaml), schema)
 
 
 def _load(

@@ -31,6 +31,7 @@ from fl.server.events import Event, RoundEnded
 from fl.server.federation import Evaluator, Parts, Server
 from fl.server.schedulers import Scheduler, open_scheduler
 from fl.server.sites import Task, require_clients
+from fl.server.stopping import stalled
 from fl.tensors import Tensors
 from fl.transport import Transport, open_transport
 
@@ -228,15 +229,23 @@ def _fit(
     """The rounds that are left, seen and kept."""
     # What clients in processes of this one keep between rounds; a site has a folder of its own.
     os.environ.setdefault("FL_SITE_STATE", str((record.folder / "state").resolve()))
-    rounds = federation.server_configs.num_global_epochs
+    configs = federation.server_configs
+    rounds, stopping = configs.num_global_epochs, configs.early_stopping
     progress = Progress(rounds, [client.client_id for client in federation.clients], console)
     last: list[RoundEnded] = []
+    losses = record.losses()
+
+    def over() -> bool:
+        return stopping is not None and stalled(losses, stopping.patience, stopping.min_delta)
 
     def listen(event: Event) -> None:
         record(event)
         progress(event)
         if isinstance(event, RoundEnded):
             last[:] = [event]
+            losses.append(event.loss)
+            if over():
+                server.stop()
 
     parts = Parts(
         endpoints=ways.endpoints,
@@ -250,10 +259,12 @@ def _fit(
         sent=lambda task, model: record.sent(task, ways.endpoints.session(), model),
     )
     server = Server(federation, parts, record.run_id)
+    if over():  # an earlier process found so
+        server.stop()
     recovered, left = _recover(record.outstanding(start), ways), record.left()
     with progress, _interruptible(server.stop, record.folder), _resumable(record, console):
         end = server.fit(start, recovered, left)
-    model = record.save(end.weights) if end.version >= rounds else None
+    model = record.save(end.weights) if end.version >= rounds or over() else None
     return Outcome(record.folder, model, last[0].accuracy if last else None)
 
 

@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from fl.client import control, data, devices, site_state, trainer
+from fl.client.policy import Policy, site_policy
 from fl.client.request import CheckRequest, RehearseRequest, RequestError
 from fl.client.warm import seed_all
 from fl.config import TrainConfigs
@@ -158,16 +159,16 @@ def _travel(
 
 def _rehearse(items: Items, wanted: RehearseRequest, received: bytes) -> None:
     """What a round does between the two ways."""
-    configs = wanted.train_configs
+    configs, policy = wanted.train_configs, site_policy()
     items.attempt("disk", lambda: _disk(len(received)))
     device = items.attempt("device", lambda: _device(configs.device))
     model = items.attempt("model", lambda: _model(wanted, decode(received)))
-    sets = items.attempt("data", lambda: _data(wanted))
+    sets = items.attempt("data", lambda: _data(wanted, policy))
     try:
         if device is not None and model is not None and sets is not None:
-            items.attempt("step", lambda: _step(model, sets, configs))
+            items.attempt("step", lambda: _step(model, sets, configs, policy))
             if configs.do_validation or configs.do_pre_validation:
-                items.attempt("validation", lambda: _validation(model, sets, configs))
+                items.attempt("validation", lambda: _validation(model, sets, configs, policy))
     finally:
         trainer.forget()  # this model was trained, if only a little
 
@@ -204,21 +205,32 @@ def _model(wanted: RehearseRequest, received: Tensors) -> tuple[nn.Module, str]:
     return model, f"{count:,} parameters, of the server's names, shapes and types"
 
 
-def _data(wanted: RehearseRequest) -> tuple[data.Sets, str]:
+def _data(wanted: RehearseRequest, policy: Policy) -> tuple[data.Sets, str]:
     sets = data.datasets(wanted.data_configs)
-    validation = 0 if sets[1] is None else data.count(sets[1])
-    return sets, f"{data.describe(sets[0])}; {validation:,} to validate on"
+    sizes = [data.count(found) for found in sets if found is not None]
+    policy.require_samples(sizes)
+    # Where a policy says which numbers may leave, nothing is told that a round would not tell.
+    what = data.describe(sets[0]) if policy.metrics is None else f"{sizes[0]:,} samples"
+    return sets, f"{what}; {sum(sizes[1:]):,} to validate on"
 
 
-def _step(model: nn.Module, sets: data.Sets, configs: TrainConfigs) -> tuple[None, str]:
+def _step(
+    model: nn.Module, sets: data.Sets, configs: TrainConfigs, policy: Policy
+) -> tuple[None, str]:
     training = trainer.train(model, sets[0], configs, seed=0, steps=1)
-    return None, f"one step of training, loss {training.loss:.4g}"
+    return None, f"one step of training{_loss(policy, 'train_loss', training.loss)}"
 
 
-def _validation(model: nn.Module, sets: data.Sets, configs: TrainConfigs) -> tuple[None, str]:
+def _loss(policy: Policy, name: str, value: float) -> str:
+    return "".join(f", loss {loss:.4g}" for loss in policy.released({name: value}).values())
+
+
+def _validation(
+    model: nn.Module, sets: data.Sets, configs: TrainConfigs, policy: Policy
+) -> tuple[None, str]:
     if sets[1] is None:
         raise Doubt("the loader returns no validation set, so this site validates nothing")
     seed_all(0)
     few = Subset(sets[1], range(min(data.count(sets[1]), configs.val_batch_size)))
     found = trainer.evaluate(model, few, configs)
-    return None, f"one minibatch, loss {found.loss:.4g}"
+    return None, f"one minibatch{_loss(policy, 'val_loss', found.loss)}"

@@ -44,13 +44,7 @@ def load(path: str, name: str) -> Callable[..., Any]:
         SiteCodeError: The file lies outside `site_code`, does not exist, fails to import, or
             defines no such name.
     """
-    file = _inside(path)
-    try:
-        source = file.read_bytes()
-    except OSError as error:
-        raise SiteCodeError(
-            f"{path}: not in this site's code folder {site_code_folder()} ({error.strerror})"
-        ) from error
+    file, source = _read(path)
     module_name = f"fl_site_code_{digest(str(file).encode() + source)[:16]}"
     module = sys.modules.get(module_name) or _import(module_name, source, file, path)
     found = getattr(module, name, None)
@@ -59,6 +53,33 @@ def load(path: str, name: str) -> Callable[..., Any]:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise SiteCodeError(f"{path}: defines no function or class {name!r}{hint}")
     return found  # type: ignore[no-any-return]  # callable() narrows to an untyped callable
+
+
+def identify(path: str) -> tuple[str, str]:
+    """What a file of the site's own code is, whatever way leads to it.
+
+    Args:
+        path: The Python file, relative to `site_code`.
+
+    Returns:
+        Its path there, with `..` and links followed, and its SHA-256 in hex.
+
+    Raises:
+        SiteCodeError: The file lies outside `site_code` or does not exist.
+    """
+    file, source = _read(path)
+    return file.relative_to(site_code_folder()).as_posix(), digest(source)
+
+
+def _read(path: str) -> tuple[Path, bytes]:
+    """The file, and the bytes in it."""
+    file = _inside(path)
+    try:
+        return file, file.read_bytes()
+    except OSError as error:
+        raise SiteCodeError(
+            f"{path}: not in this site's code folder {site_code_folder()} ({error.strerror})"
+        ) from error
 
 
 def raised(error: Exception) -> str:

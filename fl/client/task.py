@@ -1,7 +1,8 @@
 """The one remote function: the only thing that an endpoint of this federation ever runs.
 
-Request and answer are JSON objects. What goes wrong at the site comes back as an answer too, so
-that the server can name the site, the fault and its place without unpickling an exception.
+Request and answer are JSON objects. `admission` says which requests are let in, by the site's
+policy. What goes wrong at the site comes back as an answer too, so that the server can name the
+site, the fault and its place without unpickling an exception.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from dataclasses import asdict
 from typing import Any
 
 from torch import nn
+from torch.utils.data import Dataset
 
 from fl.client import algorithms, budget, control, data, devices, jobs, trainer
+from fl.client.admission import admitted
 from fl.client.check import prove
 from fl.client.corrections import Controlled, Correction, Proximal
+from fl.client.policy import PolicyRefusal, site_policy
 from fl.client.request import (
     CheckRequest,
     EvaluateRequest,
@@ -46,8 +50,10 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         `{"result": {...}}`, or `{"error": {"type", "message", "traceback"}}`.
     """
     try:
-        operation = OPERATIONS[request["operation"]]
-        return {"result": operation(request)}
+        with admitted(request) as task:
+            result = OPERATIONS[request["operation"]](request)
+            task.ended(result)
+        return {"result": result}
     except Exception as error:
         trainer.forget()
         return {"error": _describe(error)}
@@ -65,9 +71,10 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         BlockEnded: The worker's block leaves no time for a step.
+        PolicyRefusal: A data set is too small for the site's policy.
         FederationError: The model, loader or transport failed.
     """
-    wanted = read(TrainRequest, request)
+    wanted, policy = read(TrainRequest, request), site_policy()
     configs = wanted.train_configs
     with jobs.Record(wanted.job) as record:
         phases = _Phases(record)
@@ -75,6 +82,8 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
         with phases("load"):
             model = _load(wanted, received)
             train_set, validation_set = data.datasets(wanted.data_configs)
+            validates = configs.do_validation or configs.do_pre_validation
+            policy.require_samples(_sizes(train_set, validation_set if validates else None))
             correction = _correction(wanted, model, received, controls)
         seed = _seed(wanted.model_configs.seed, wanted.client_id, wanted.round)
         metrics: dict[str, float] = {}
@@ -107,7 +116,7 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
         "num_samples": training.num_samples,
         "steps": training.steps,
         "stopped": training.stopped,
-        "metrics": metrics,
+        "metrics": policy.released(metrics),
         "seconds": phases.seconds,
     }
 
@@ -119,7 +128,7 @@ def evaluate(request: dict[str, Any]) -> dict[str, Any]:
         request: An `EvaluateRequest`.
 
     Returns:
-        `loss` and `accuracy` (means over samples), `metric` (the experiment's own, or None),
+        `loss` and `accuracy` (means over samples), `metric` (the experiment's own, if any),
         `num_samples`, `seconds` by phase, and `job`.
 
     Raises:
@@ -134,10 +143,12 @@ def evaluate(request: dict[str, Any]) -> dict[str, Any]:
             _, validation_set = data.datasets(wanted.data_configs)
         if validation_set is None:
             raise TrainingError(f"client {wanted.client_id} has no validation set")
+        site_policy().require_samples(_sizes(validation_set))
         with phases("evaluate"):
             seed_all(wanted.model_configs.seed)
             evaluation = trainer.evaluate(model, validation_set, wanted.train_configs)
-    return {"job": wanted.job, **asdict(evaluation), "seconds": phases.seconds}
+    found = {name: value for name, value in asdict(evaluation).items() if value is not None}
+    return {"job": wanted.job, **found, "seconds": phases.seconds}
 
 
 def progress(request: dict[str, Any]) -> dict[str, Any]:
@@ -212,6 +223,11 @@ def _load(wanted: EvaluateRequest, received: Tensors) -> nn.Module:
     return model.to(devices.choose(wanted.train_configs.device))
 
 
+def _sizes(*sets: Dataset[Any] | None) -> list[int]:
+    """Samples of the sets that will be used."""
+    return [data.count(used) for used in sets if used is not None]
+
+
 def _correction(
     wanted: TrainRequest, model: nn.Module, received: Tensors, controls: Tensors
 ) -> Correction:
@@ -271,10 +287,12 @@ def _metrics(prefix: str, evaluation: trainer.Evaluation) -> dict[str, float]:
 
 
 def _describe(error: Exception) -> dict[str, str]:
+    """What the server is told; of a refusal the rule alone, no cause behind it."""
+    refused = isinstance(error, PolicyRefusal)
     return {
         "type": type(error).__name__,
         "message": in_one_line(error),
-        "traceback": traceback.format_exc(),
+        "traceback": "" if refused else traceback.format_exc(),
     }
 
 
