@@ -25,7 +25,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from fl.client import data, trainer
-from fl.client.check import LEAST_FREE_BYTES, Item, Items, versions
+from fl.client.check import LEAST_FREE_BYTES, Doubt, Item, Items, versions
 from fl.config import Client, Federation, Files
 from fl.endpoints.base import Endpoints, JSONObject, answer_of
 from fl.endpoints.places import open_endpoints
@@ -82,6 +82,7 @@ def check(files: Files, deadline: float, *, quick: bool = False) -> Iterator[Che
     federation = files.load()
     prepare_environment(federation, files.server.parent)
     items = Items()
+    items.attempt("files", lambda: _files(federation))
     model = _server(items, federation, files.server)
     with ExitStack() as stack:
         ways = items.attempt("ways", lambda: _open(federation, model, stack))
@@ -160,6 +161,13 @@ def _server(items: Items, federation: Federation, file: Path) -> bytes | None:
     folder, size = Path(configs.logging_output_dirname), len(encoded or b"")
     items.attempt("run folder", lambda: _run_folder(folder, size))
     return encoded
+
+
+def _files(federation: Federation) -> tuple[None, str]:
+    if federation.notes:
+        raise Doubt("; ".join(federation.notes))
+    rounds = federation.server_configs.num_global_epochs
+    return None, f"{len(federation.clients)} sites, {rounds} rounds"
 
 
 def _model(federation: Federation) -> tuple[nn.Module, str]:

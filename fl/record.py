@@ -80,7 +80,7 @@ class Record:
 
     @classmethod
     def begin(cls, federation: Federation, site_code: str) -> Self:
-        """Make the folder of a new run, `TIME-PID` below the folder for all of them.
+        """Make the folder of a new run, `[NAME-]TIME-PID` below the folder for all.
 
         Args:
             federation: The configuration.
@@ -92,8 +92,11 @@ class Record:
         Raises:
             FederationError: The folder cannot be written.
         """
+        configs = federation.server_configs
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.getpid()}"
-        folder = Path(federation.server_configs.logging_output_dirname) / name
+        if configs.logging_output_filename is not None:
+            name = f"{configs.logging_output_filename}-{name}"
+        folder = Path(configs.logging_output_dirname) / name
         versions = {package: version(package) for package in PACKAGES}
         try:
             folder.mkdir(parents=True)

@@ -37,6 +37,8 @@ def _at_the_server(item: Item, federation: Federation) -> str:
                 f"put it right in {site_code_folder()}, or what server_configs.data_configs says; "
                 "or leave out server_validation"
             )
+        case "files":
+            return "leave those keys out; docs/appfl.md has what takes their place"
         case "run folder":
             return "another one: --set server_configs.logging_output_dirname=FOLDER"
         case "ways":

@@ -74,6 +74,8 @@ def run(files: Files, console: Console) -> Outcome:
         FederationError: Anything that a person can put right, in one line.
     """
     federation = files.load()
+    for note in federation.notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     prepare_environment(federation, files.server.parent)
     algorithm = Algorithm(federation, files.server)
     weights = algorithm.model.state_dict()
@@ -342,6 +344,8 @@ def held_out(federation: Federation) -> tuple[Dataset[Any], TrainConfigs] | None
         )
     return found, TrainConfigs(
         loss_fn=shared.loss_fn,
+        loss_fn_path=shared.loss_fn_path,
+        loss_fn_name=shared.loss_fn_name,
         loss_fn_kwargs=shared.loss_fn_kwargs,
         val_batch_size=shared.val_batch_size,
         device=configs.device,

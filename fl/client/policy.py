@@ -71,7 +71,7 @@ class Policy(Section):
     experiments: list[str] | None = None
     """Folders of `site_code` that models and loaders may be taken from."""
     models: list[AllowedCode] | None = None
-    """Models that may be trained."""
+    """Models that may be trained, and the losses and metrics of an experiment's own."""
     loaders: list[AllowedCode] | None = None
     """Loaders that may be run: each is a way to data."""
     min_samples: PositiveInt = 1

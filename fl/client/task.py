@@ -128,7 +128,8 @@ def evaluate(request: dict[str, Any]) -> dict[str, Any]:
         request: An `EvaluateRequest`.
 
     Returns:
-        `loss` and `accuracy` (means over samples), `num_samples`, `seconds` by phase, and `job`.
+        `loss` and `accuracy` (means over samples), `metric` (the experiment's own, if any),
+        `num_samples`, `seconds` by phase, and `job`.
 
     Raises:
         FederationError: The model, loader or transport failed, or there is no validation set.
@@ -146,7 +147,8 @@ def evaluate(request: dict[str, Any]) -> dict[str, Any]:
         with phases("evaluate"):
             seed_all(wanted.model_configs.seed)
             evaluation = trainer.evaluate(model, validation_set, wanted.train_configs)
-    return {"job": wanted.job, **asdict(evaluation), "seconds": phases.seconds}
+    found = {name: value for name, value in asdict(evaluation).items() if value is not None}
+    return {"job": wanted.job, **found, "seconds": phases.seconds}
 
 
 def progress(request: dict[str, Any]) -> dict[str, Any]:
@@ -280,7 +282,8 @@ def _seed(seed: int, client_id: str, round_number: int) -> int:
 
 def _metrics(prefix: str, evaluation: trainer.Evaluation) -> dict[str, float]:
     values = asdict(evaluation)
-    return {f"{prefix}_{name}": values[name] for name in ("loss", "accuracy")}
+    names = ["loss", "accuracy"] + ["metric"] * (evaluation.metric is not None)
+    return {f"{prefix}_{name}": values[name] for name in names}
 
 
 def _describe(error: Exception) -> dict[str, str]:
