@@ -207,6 +207,9 @@ class ServerConfigs(Section):
     given up after twice as long."""
     min_clients: PositiveInt | None = None
     """Updates that a round needs to count; all of them when not set."""
+    norm_bound: Annotated[float, Field(gt=0)] | None = 100.0
+    """How many times larger than the global model, and than the median of the sites' last updates,
+    an update's Euclidean norm may be before it is dropped; null takes any."""
     server_validation: bool = False
     """Evaluate the global model at the server after each round, on `data_configs`."""
     data_configs: DataConfigs | None = None
