@@ -1,6 +1,7 @@
 """A server among hostile sites: what is dropped, named and counted, and who is suspended."""
 
 import json
+import threading
 
 import pytest
 import torch
@@ -83,17 +84,25 @@ def test_what_claims_too_much_is_not_asked_for(fit, transport, weights, monkeypa
 
 
 def test_no_site_has_the_model_evicted_that_others_fetch(fit, transport):
-    """It names the model as its update, in an answer that is refused at once."""
+    """It names the model as its update, in an answer that is refused before another has begun."""
 
     def evil(request, transport):
         return {"result": {"update": request["model"]}}
 
-    def slow(request, transport):
-        assert Ref.from_json(request["model"]).key["id"] in transport.objects
-        return train(1.0)(request, transport)
+    def begin_now():
+        future, request = fit.endpoints.open["b"]
+        try:
+            future.set_result(train(1.0)(request, transport))
+        except Exception as error:  # the model is gone
+            future.set_exception(error)
 
-    _, events = fit({"a": evil, "b": slow}, min_clients=1, num_global_epochs=2)
-    assert [len(ended.updates) for ended in of(RoundEnded, events)] == [1, 1]
+    def begin_later(event):
+        if isinstance(event, ClientFailed):
+            threading.Timer(0.1, begin_now).start()
+
+    scripts = {"a": evil, "b": lambda *_: None}
+    result, _ = fit(scripts, on_event=begin_later, min_clients=1, round_deadline=5)
+    torch.testing.assert_close(result["w"], torch.ones(4))
     assert transport.objects == {}
 
 
