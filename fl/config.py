@@ -33,6 +33,9 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+LARGEST_FILE = 1_000_000
+"""Characters that a file may come to."""
+
 PositiveInt = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Arguments = dict[str, Any]
@@ -364,15 +367,34 @@ def load_section(file: Path, schema: type[AnySection]) -> AnySection:
         content = yaml.safe_load(file.read_text())
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: is not YAML ({' '.join(str(error).split())})") from error
     try:
         # Through JSON, since only there does pydantic's strict mode take a string for a UUID.
-        return schema.model_validate_json(json.dumps(content))
-    except TypeError as error:
-        raise ConfigError(f"{file}: {error}; quote dates and times") from error
+        return schema.model_validate_json(_as_json(file, content))
     except ValidationError as error:
         raise ConfigError(explain(file, schema, error)) from error
+
+
+def _as_json(file: Path, content: Any) -> str:
+    """What a YAML file says, its aliases followed: a few lines of them can stand for gigabytes."""
+    parts: list[str] = []
+    size = 0
+    try:
+        for part in json.JSONEncoder().iterencode(content):
+            size += len(part)
+            if size > LARGEST_FILE:
+                raise ConfigError(
+                    f"{file}: is over {LARGEST_FILE} characters long with its aliases"
+                )
+            parts.append(part)
+    except TypeError as error:
+        raise ConfigError(f"{file}: {error}; quote dates and times") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{file}: {error}; an alias must not stand inside what it names"
+        ) from error
+    return "".join(parts)
 
 
 def explain(
@@ -395,6 +417,7 @@ def explain(
     )
     fault, place = faults[0], _place(faults[0]["loc"])
     key = ".".join(str(part) for part in prefix + place)
+    key = key if key.isprintable() else repr(key)
     where = f"{file}: {key}" if key else f"{file}"
     if fault["type"] == "extra_forbidden":
         known = _fields(schema, place[:-1])

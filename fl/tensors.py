@@ -56,8 +56,12 @@ def decode(data: bytes) -> Tensors:
     """
     try:
         return safetensors.torch.load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise TensorsError(f"not a safetensors model of {len(data)} bytes: {error}") from error
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        # The last two are torch's, of shapes that hold no values and overflow its strides.
+        reason = " ".join(str(error).split())
+        raise TensorsError(
+            f"not a safetensors model of {len(data)} bytes: {reason:.200}"
+        ) from error
 
 
 def largest_encoding(tensors: Mapping[str, torch.Tensor]) -> int:

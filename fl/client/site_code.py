@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from fl.errors import FederationError
@@ -46,9 +46,24 @@ def load(path: str, name: str) -> Callable[..., Any]:
     module_name = f"fl_site_code_{digest(str(file).encode() + source)[:16]}"
     module = sys.modules.get(module_name) or _import(module_name, source, file, path)
     found = getattr(module, name, None)
-    if not callable(found):
-        raise SiteCodeError(f"{path}: defines no function or class {name!r}")
+    if not callable(found) or not _offers(module, name, found):
+        raise SiteCodeError(
+            f"{path}: defines no function or class {name!r} "
+            "(one that it imports must be in its __all__)"
+        )
     return found  # type: ignore[no-any-return]  # callable() narrows to an untyped callable
+
+
+def _offers(module: ModuleType, name: str, found: Any) -> bool:
+    """Whether a file means a name for others, and did not just import it.
+
+    A loader that imports `subprocess.run` for itself must not have a server call that by its name.
+    Callables that are neither function nor class, such as a `functools.partial`, do not say where
+    they were made, and are taken for the file's own.
+    """
+    if not isinstance(found, type | FunctionType | BuiltinFunctionType):
+        return True
+    return found.__module__ == module.__name__ or name in getattr(module, "__all__", ())
 
 
 def identify(path: str) -> tuple[str, str]:
@@ -81,7 +96,10 @@ def _read(path: str) -> tuple[Path, bytes]:
 def _inside(path: str) -> Path:
     """The file, links followed; refused where that leads out of the site's folder."""
     folder = site_code_folder()
-    file = (folder / path).resolve()
+    try:
+        file = (folder / path).resolve()
+    except (ValueError, RuntimeError) as error:
+        raise SiteCodeError(f"{path!r}: is no path ({error})") from error
     if not file.is_relative_to(folder):
         raise SiteCodeError(f"{path}: lies outside this site's code folder {folder}")
     return file

@@ -9,7 +9,7 @@ import torch
 from fl.endpoints.base import TEXT, SiteError, answer_of
 from fl.record import Record
 from fl.server.checkpoint import SiteMemory, Snapshot
-from fl.server.events import ClientFailed, RoundEnded, SiteChanged, UpdateReceived, Warned
+from fl.server.events import ClientFailed, SiteChanged, UpdateReceived, Warned
 from fl.server.federation import REJECTIONS, RoundError
 from fl.tensors import TensorsError, decode, encode, largest_encoding
 from fl.transport.base import LARGEST_BYTES, Ref, TransportError
