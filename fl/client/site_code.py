@@ -115,7 +115,7 @@ def _import(module_name: str, source: bytes, file: Path, path: str) -> ModuleTyp
     module.__file__ = str(file)
     sys.modules[module_name] = module  # dataclasses and pickling look themselves up there
     try:
-        exec(compile(source, file, "exec"), module.__dict__)  # noqa: S102  (the site's own code)
+        exec(compile(source, file, "exec"), module.__dict__)  # noqa: S102  (its own code)  # nosec B102
     except Exception as error:
         del sys.modules[module_name]
         raise SiteCodeError(f"{path}: {type(error).__name__}: {error}") from error

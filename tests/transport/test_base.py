@@ -25,6 +25,8 @@ def test_a_reference_survives_json():
         {**ref().to_json(), "size": -1},
         {**ref().to_json(), "size": "5"},
         {**ref().to_json(), "key": {"k": 5}},
+        {**ref().to_json(), "key": {"k": "\x1b[2J"}},
+        {**ref().to_json(), "transport": "two\nlines"},
         {**ref().to_json(), "sha256": None},
     ],
 )
