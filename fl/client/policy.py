@@ -82,6 +82,9 @@ class Policy(Section):
     """Tasks that may open data in any 24 hours, whoever sent them; counted in the audit log."""
     metrics: list[str] | None = None
     """Names of metrics that may leave; others are left out of answers."""
+    error_messages: bool = True
+    """Whether an error's message and traceback may leave; a loader's can quote data. If not, its
+    type alone does, and the message stands in the audit log."""
 
     def require_code(self, rule: Literal["models", "loaders"], code: Code) -> None:
         """Refuse a model or loader that is not among the allowed.

@@ -291,11 +291,21 @@ def _describe(error: Exception) -> dict[str, str]:
     """What the server is told; of a refusal the rule alone, no cause behind it."""
     known = isinstance(error, FederationError)
     refused = isinstance(error, PolicyRefusal)
+    if not refused and not _may_tell():
+        message = f"{type(error).__name__}: its message is kept at the site, by the site's policy"
+        return {"type": type(error).__name__, "message": message, "traceback": ""}
     return {
         "type": type(error).__name__,
         "message": str(error) if known else f"{type(error).__name__}: {error}",
         "traceback": "" if refused else traceback.format_exc(),
     }
+
+
+def _may_tell() -> bool:
+    try:
+        return site_policy().error_messages
+    except PolicyRefusal:
+        return False
 
 
 class _Phases:

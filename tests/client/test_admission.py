@@ -155,6 +155,17 @@ def test_metrics_that_are_not_listed_stay_at_the_site(site, owner, log):
     assert records(log)[-1]["metrics"] == ["val_loss"]
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_what_a_loader_says_of_data_stays_at_the_site_if_its_owner_wants(site, owner, log, told):
+    owner(error_messages=told)
+    with (site.code / "data.py").open("a") as file:
+        file.write("def leak():\n    raise KeyError('patient 7')\n")
+    error = site.answer(data=("leak", {}))["error"]
+    assert error["type"] == "DataError"
+    assert ("patient 7" in json.dumps(error)) is told
+    assert "patient 7" in records(log)[-1]["reason"]
+
+
 def test_a_day_has_so_many_tasks_and_a_refused_one_is_none(site, owner, log):
     owner(max_tasks_per_day=2, max_rounds=5)
     assert "max_rounds" in site.answer(round=6)["error"]["message"]
