@@ -158,7 +158,7 @@ def test_metrics_that_are_not_listed_stay_at_the_site(site, owner, log):
 
 def rehearse(site, **changes):
     request = site.request(operation="rehearse", until=time.time() + 60, **changes)
-    del request["round"]
+    request.pop("round", None)
     return task.run(request)
 
 
@@ -181,6 +181,24 @@ def test_a_rehearsal_tells_no_more_than_a_round_would(site, owner):
     told = str(rehearse(site, train_configs=configs)["result"]["items"])
     assert "loss" not in told
     assert "float32" not in told
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_nor_does_a_rehearsal_say_it(site, owner, told):
+    owner(error_messages=told)
+    found = rehearse(site, data=("load_badly", {"fault": "raises"}))
+    assert ("disk gone" in json.dumps(found)) is told
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_what_a_loader_says_of_data_stays_at_the_site_if_its_owner_wants(site, owner, log, told):
+    owner(error_messages=told)
+    with (site.code / "data.py").open("a") as file:
+        file.write("def leak():\n    raise KeyError('patient 7')\n")
+    error = site.answer(data=("leak", {}))["error"]
+    assert error["type"] == "DataError"
+    assert ("patient 7" in json.dumps(error)) is told
+    assert "patient 7" in records(log)[-1]["reason"]
 
 
 def test_a_day_has_so_many_tasks_and_a_refused_one_is_none(site, owner, log):
