@@ -77,10 +77,8 @@ def _at_a_site(item: Item, client: Client, federation: Federation) -> str:
                 f"playbooks/health.yml {only} asks its scheduler; else see the endpoint's log there"
             )
         case "site code":
-            return (
-                "put the file there (the experiment's own get there by ansible-playbook "
-                f"playbooks/environment.yml {only}), or point {key}.data_configs to another"
-            )
+            own = _code(client, client.data_configs.dataset_path)
+            return f"{own}, or point {key}.data_configs to another file"
         case "policy":
             return "ask the site's owner, whose site-policy.yaml says so (docs/security.md)"
         case "versions":

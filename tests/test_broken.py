@@ -249,7 +249,7 @@ BROKEN = {
         ("clients.site-a.data_configs.dataset_path=sites/data.py",),
         "sites/data.py: not in this site's code folder",
         ("site-a", "site code"),
-        "sites/data.py",
+        "point clients.site-a.data_configs to another file",
     ),
     "a loader that imports what the site lacks": Broken(
         ("clients.site-a.data_configs.dataset_path=needs.py",),
