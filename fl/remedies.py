@@ -79,6 +79,8 @@ def _at_a_site(item: Item, client: Client, federation: Federation) -> str:
     match item.check:
         case "endpoint":
             return f"start it: ansible-playbook playbooks/restart.yml {only}"
+        case "worker" if client.endpoint_id == "local":
+            return "do its loader and model come to an end? --deadline SECONDS waits longer"
         case "worker":
             return (
                 "is the job waiting in the queue, or refused? ansible-playbook "

@@ -51,6 +51,11 @@ def test_at_a_site(federation, check, message, command):
     assert command in remedy(item, federation.clients[0], federation)
 
 
+def test_a_process_here_has_no_queue(federation):
+    item = Item("worker", "failed", "no worker answered", 0.0)
+    assert "--deadline" in remedy(item, federation.clients[1], federation)
+
+
 @pytest.mark.parametrize(
     ("check", "message", "command"),
     [
