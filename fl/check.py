@@ -27,7 +27,7 @@ from torch.utils.data import Subset
 from fl.client import data, trainer
 from fl.client.check import LEAST_FREE_BYTES, Doubt, Item, Items, versions
 from fl.config import Client, Federation, Files
-from fl.endpoints.base import Endpoints, JSONObject, answer_of
+from fl.endpoints.base import Endpoints, JSONObject, SiteError, answer_of
 from fl.endpoints.places import open_endpoints
 from fl.errors import FederationError, in_one_line
 from fl.remedies import remedy
@@ -38,6 +38,9 @@ from fl.tensors import Tensors, encode
 from fl.transport import Ref, Transport, open_transport
 
 SERVER = "server"
+
+NAMED = {"SiteCodeError": "site code", "PolicyRefusal": "policy"}
+"""What is at fault where a site refuses the whole task, by the kind of its error; else a worker."""
 
 SKEW_SECONDS = 5.0
 """How far a worker's clock may be from the server's before logs of both are hard to read."""
@@ -321,6 +324,9 @@ class _Sites:
             items = [Item(**item) for item in found["items"]]
             host, theirs = str(found["host"]), dict(found["versions"])
             began, ended = (float(moment) for moment in found["clock"])
+        except SiteError as error:
+            yield self._check(client, NAMED.get(error.kind, "worker"), str(error), "")
+            return
         except FederationError as error:
             yield self._check(client, "worker", str(error), "")
             return

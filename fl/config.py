@@ -36,6 +36,9 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+LARGEST_FILE = 1_000_000
+"""Characters that a file may come to."""
+
 PositiveInt = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Arguments = dict[str, Any]
@@ -233,6 +236,9 @@ class ServerConfigs(Section):
     given up after twice as long."""
     min_clients: PositiveInt | None = None
     """Updates that a round needs to count; all of them when not set."""
+    norm_bound: Annotated[float, Field(gt=0)] | None = 100.0
+    """How many times larger than the global model, and than the median of the sites' last updates,
+    an update's Euclidean norm may be before it is dropped; null takes any."""
     server_validation: bool = False
     """Evaluate the global model at the server after each round, on `data_configs`."""
     data_configs: DataConfigs | None = None
@@ -457,16 +463,14 @@ def _content(file: Path, read: Callable[[str], Any]) -> Any:
         return read(file.read_text())
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: is not YAML ({' '.join(str(error).split())})") from error
 
 
 def _valid(where: str, content: Any, schema: type[AnySection]) -> AnySection:
     try:
         # Through JSON, since only there does pydantic's strict mode take a string for a UUID.
-        return schema.model_validate_json(json.dumps(content))
-    except TypeError as error:
-        raise ConfigError(f"{where}: {error}; quote dates and times") from error
+        return schema.model_validate_json(_as_json(where, content))
     except ValidationError as error:
         raise ConfigError(explain(where, schema, error)) from error
 
@@ -482,6 +486,27 @@ def _override(content: Any, overrides: Sequence[str]) -> None:
             override(content, text)
         except ValueError as error:
             raise ConfigError(f"--set {text}: {error}") from error
+
+
+def _as_json(where: str, content: Any) -> str:
+    """What a YAML file says, its aliases followed: a few lines of them can stand for gigabytes."""
+    parts: list[str] = []
+    size = 0
+    try:
+        for part in json.JSONEncoder().iterencode(content):
+            size += len(part)
+            if size > LARGEST_FILE:
+                raise ConfigError(
+                    f"{where}: is over {LARGEST_FILE} characters long with its aliases"
+                )
+            parts.append(part)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}; quote dates and times") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{where}: {error}; an alias must not stand inside what it names"
+        ) from error
+    return "".join(parts)
 
 
 def explain(
@@ -507,6 +532,7 @@ def explain(
     )
     fault, place = faults[0], _place(faults[0]["loc"])
     key = ".".join(str(part) for part in prefix + place)
+    key = key if key.isprintable() else repr(key)
     where = f"{file}: {key}" if key else f"{file}"
     if fault["type"] == "extra_forbidden":
         known = _fields(schema, place[:-1])

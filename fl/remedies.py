@@ -86,6 +86,13 @@ def _at_a_site(item: Item, client: Client, federation: Federation) -> str:
                 "is the job waiting in the queue, or refused? ansible-playbook "
                 f"playbooks/health.yml {only} asks its scheduler; else see the endpoint's log there"
             )
+        case "site code":
+            return (
+                "put the file there (the experiment's own get there by ansible-playbook "
+                f"playbooks/environment.yml {only}), or point {key}.data_configs to another"
+            )
+        case "policy":
+            return "ask the site's owner, whose site-policy.yaml says so (docs/security.md)"
         case "versions":
             return f"ansible-playbook playbooks/upgrade.yml {only}"
         case "clock":

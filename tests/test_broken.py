@@ -248,7 +248,7 @@ BROKEN = {
     "a loader that is not there": Broken(
         ("clients.site-a.data_configs.dataset_path=sites/data.py",),
         "sites/data.py: not in this site's code folder",
-        ("site-a", "data"),
+        ("site-a", "site code"),
         "sites/data.py",
     ),
     "a loader that imports what the site lacks": Broken(

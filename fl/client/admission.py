@@ -119,7 +119,7 @@ def admitted(request: Any) -> Iterator[Task]:
         task.refuse(refusal)
         raise
     except Exception as error:
-        task.note("failed", error=type(error).__name__)
+        task.note("failed", error=type(error).__name__, reason=_text(str(error)))
         raise
 
 

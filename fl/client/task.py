@@ -22,7 +22,7 @@ from fl.client import algorithms, budget, control, data, devices, jobs, trainer
 from fl.client.admission import admitted
 from fl.client.check import prove
 from fl.client.corrections import Controlled, Correction, Proximal
-from fl.client.policy import PolicyRefusal, site_policy
+from fl.client.policy import PolicyRefusal, may_tell, site_policy, told
 from fl.client.request import (
     CheckRequest,
     EvaluateRequest,
@@ -34,7 +34,6 @@ from fl.client.request import (
 from fl.client.trainer import TrainingError
 from fl.client.warm import seed_all
 from fl.config import ProxystoreConfigs
-from fl.errors import in_one_line
 from fl.tensors import Tensors, decode, encode, require_same_layout
 from fl.transport import Ref, Transport, open_transport
 
@@ -288,11 +287,11 @@ def _metrics(prefix: str, evaluation: trainer.Evaluation) -> dict[str, float]:
 
 def _describe(error: Exception) -> dict[str, str]:
     """What the server is told; of a refusal the rule alone, no cause behind it."""
-    refused = isinstance(error, PolicyRefusal)
+    traced = may_tell() and not isinstance(error, PolicyRefusal)
     return {
         "type": type(error).__name__,
-        "message": in_one_line(error),
-        "traceback": "" if refused else traceback.format_exc(),
+        "message": told(error),
+        "traceback": traceback.format_exc() if traced else "",
     }
 
 

@@ -35,7 +35,7 @@ class Evaluation:
 
     Attributes:
         loss: Mean of the loss over samples.
-        accuracy: Share of samples whose largest output is their label, 0 to 1.
+        accuracy: Share of labels that have the largest output, 0 to 1.
         num_samples: Samples in the set.
         metric: What the experiment's own metric says, or None without one.
     """
@@ -252,11 +252,12 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], configs: TrainConfigs) -> 
 
     Args:
         model: The model, moved to `configs.device`.
-        dataset: Samples of (input, label); labels are class indices.
+        dataset: Samples of (input, label); labels are class indices, one a sample or, as for the
+            characters of a text, one a place.
         configs: Loss, device and batch size.
 
     Returns:
-        Mean loss and accuracy.
+        Mean loss over samples and accuracy over labels.
 
     Raises:
         TrainingError: The set is empty, the loss is unknown, or the model does not take the data.
@@ -267,7 +268,7 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], configs: TrainConfigs) -> 
     device = devices.choose(configs.device)
     model.to(device).eval()
     loss_fn = _loss(configs)
-    loss, correct, seen = 0.0, 0, 0
+    loss, correct, labelled, seen = 0.0, 0, 0, 0
     metric = _Metric(configs)
     with torch.no_grad():
         for inputs, labels in data.validation_batches(dataset, configs):
@@ -275,9 +276,10 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], configs: TrainConfigs) -> 
                 outputs, expected = model(inputs.to(device)), labels.to(device)
                 loss += loss_fn(outputs, expected).item() * len(labels)
                 correct += int((outputs.argmax(dim=1) == expected).sum().item())
+            labelled += labels.numel()
             seen += len(labels)
             metric.add(labels, outputs)
-    return Evaluation(loss / seen, correct / seen, seen, metric.value())
+    return Evaluation(loss / seen, correct / labelled, seen, metric.value())
 
 
 class _Metric:

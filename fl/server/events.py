@@ -44,12 +44,21 @@ class UpdateReceived:
 
 @dataclass(frozen=True)
 class ClientFailed:
-    """A client gave no update in a round."""
+    """A client gave no update in a round.
+
+    Attributes:
+        round: The round.
+        client_id: Which.
+        reason: Why.
+        traceback: The site's, where its own code failed.
+        rejected: How many of its answers in a row were not believed; 0 where it gave none.
+    """
 
     round: int
     client_id: str
     reason: str
     traceback: str | None = None
+    rejected: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,8 +93,8 @@ class SiteChanged:
 
     Attributes:
         client_id: Whose.
-        state: ready, queued, training, late, lost or back; see `fl.server.sites`.
-        reason: Why it is lost, else empty.
+        state: ready, queued, training, late, lost, back or suspended; see `fl.server.sites`.
+        reason: Why it is lost or suspended, else empty.
     """
 
     client_id: str
