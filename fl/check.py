@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, as_completed
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -251,7 +251,7 @@ def _of_server(items: Items, federation: Federation) -> Iterator[Check]:
     return _checks(SERVER, items.found, lambda item: remedy(item, None, federation))
 
 
-def _checks(name: str, items: Iterable[Item], heal: Any) -> Iterator[Check]:
+def _checks(name: str, items: Iterable[Item], heal: Callable[[Item], str]) -> Iterator[Check]:
     for item in items:
         what = "" if item.outcome == "ok" else heal(item)
         yield Check(name, item.check, item.outcome != "failed", item.message, what, item.seconds)

@@ -1,8 +1,4 @@
-"""APPFL's files as they are: every key is honoured, or refused with what to write instead.
-
-The four files are those of its Globus Compute tutorial, with other ids: server_fedavg.yaml and
-clients.yaml, and both with ProxyStore.
-"""
+"""APPFL's files as they are: every key is honoured, or refused with what to write instead."""
 
 import json
 import re
@@ -16,153 +12,18 @@ from fl import run as runs
 from fl.appfl import AGGREGATOR, CLIENT, COMM, LOGGING, SCHEDULER, SERVER, TRAIN
 from fl.cli import main, run_main
 from fl.config import ConfigError, load_federation
+from tests.appfl_files import CLIENT_YAML, FIRST, SECOND, SERVER_YAML, write_code, write_files
 from tests.in_process import InProcess
 
 DOCS = Path(__file__).parents[1] / "docs" / "appfl.md"
-FIRST = "0b9f4c3e-98a1-4a58-9f6d-1c6f0b7a2d11"
-SECOND = "5d0e7c52-3c1b-4b0e-8a57-6f5c4f1e9a22"
-PROXYSTORE = f"""
-    proxystore_configs:
-      enable_proxystore: True
-      connector_type: "EndpointConnector"
-      connector_configs:
-        endpoints: ["{FIRST}", "{SECOND}"]
-"""
-SERVER_YAML = """
-client_configs:
-  train_configs:
-    trainer: "VanillaTrainer"
-    mode: "step"
-    num_local_steps: 100
-    optim: "Adam"
-    optim_args:
-      lr: 0.001
-    loss_fn_path: "./resources/loss/celoss.py"
-    loss_fn_name: "CELoss"
-    do_validation: True
-    do_pre_validation: True
-    metric_path: "./resources/metric/acc.py"
-    metric_name: "accuracy"
-    use_dp: False
-    epsilon: 1
-    clip_grad: False
-    clip_value: 1
-    clip_norm: 1
-    train_batch_size: 64
-    val_batch_size: 64
-    train_data_shuffle: True
-    val_data_shuffle: False
-  model_configs:
-    model_path: "./resources/model/cnn.py"
-    model_name: "CNN"
-    model_kwargs:
-      num_channel: 1
-      num_classes: 10
-      num_pixel: 28
-  comm_configs:
-    compressor_configs:
-      enable_compression: False
-      lossy_compressor: "SZ2Compressor"
-      lossless_compressor: "blosc"
-      error_bounding_mode: "REL"
-      error_bound: 1e-3
-      param_cutoff: 1024
-    s3_configs:
-      enable_s3: False
-      s3_bucket: "models"
-      s3_creds_file: "./resources/creds/credential.csv"
-server_configs:
-  num_clients: 2
-  scheduler: "SyncScheduler"
-  scheduler_kwargs:
-    same_init_model: True
-  aggregator: "FedAvgAggregator"
-  aggregator_kwargs:
-    client_weights_mode: "equal"
-  device: "cpu"
-  num_global_epochs: 2
-  server_validation: False
-  logging_output_dirname: "./output"
-  logging_output_filename: "result"
-"""
-CLIENT_YAML = """
-  - endpoint_id: "{endpoint}"
-    client_id: "{name}"
-    train_configs:
-      device: "cpu"
-      logging_output_dirname: "./output"
-      logging_output_filename: "result"
-    data_configs:
-      dataset_path: "./resources/dataset/mnist_dataset.py"
-      dataset_name: "get_mnist"
-      dataset_kwargs:
-        num_clients: 2
-        client_id: {number}
-        partition_strategy: "class_noniid"
-        visualization: False
-"""
 FUNCTION = f"server_configs.comm_configs.globus_compute_configs.function_id={FIRST}"
-
-CODE = {
-    "loss/celoss.py": """
-from torch import nn
-class CELoss(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.criterion = nn.CrossEntropyLoss()
-    def forward(self, prediction, target):
-        return self.criterion(prediction, target)
-""",
-    "metric/acc.py": """
-def accuracy(y_true, y_pred):
-    return 100 * (y_pred.argmax(axis=1) == y_true).sum() / y_pred.shape[0]
-""",
-    "model/cnn.py": """
-from torch import nn
-class CNN(nn.Module):
-    def __init__(self, num_channel, num_classes, num_pixel):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(num_channel, 4, 4, stride=4), nn.ReLU(), nn.Flatten(),
-            nn.Linear(4 * (num_pixel // 4) ** 2, num_classes),
-        )
-    def forward(self, x):
-        return self.layers(x)
-""",
-    "dataset/mnist_dataset.py": """
-import torch
-from torch.utils.data import TensorDataset
-def get_mnist(num_clients, client_id, partition_strategy="iid", visualization=False):
-    numbers = torch.Generator().manual_seed(client_id)
-    def images(count):
-        labels = torch.arange(count) % 10
-        noise = torch.rand(count, 1, 28, 28, generator=numbers)
-        return TensorDataset(noise + labels.view(-1, 1, 1, 1), labels)
-    return images(128), images(40)
-""",
-}
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """APPFL's `examples` folder: the files, the code that they name, and here is where it is."""
-    clients = [
-        CLIENT_YAML.format(endpoint=endpoint, name=f"Client{number + 1}", number=number)
-        for number, endpoint in enumerate((FIRST, SECOND))
-    ]
-    ways = "    comm_configs:" + PROXYSTORE.replace("\n", "\n  ").rstrip() + "\n"
-    files = {
-        "server_fedavg.yaml": SERVER_YAML,
-        "clients.yaml": "clients:" + "".join(clients),
-        "server_fedavg_proxystore.yaml": SERVER_YAML + "  comm_configs:" + PROXYSTORE,
-        "clients_proxystore.yaml": "clients:" + "".join(client + ways for client in clients),
-    }
-    for name, text in {
-        **files,
-        **{f"resources/{name}": text for name, text in CODE.items()},
-    }.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+    write_files(tmp_path)
+    write_code(tmp_path)
     monkeypatch.setenv("FL_SITE_CODE", str(tmp_path))
     monkeypatch.setenv("FL_SITE_STATE", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)
