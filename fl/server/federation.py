@@ -248,6 +248,9 @@ class Server:
 
     def _fold(self, this: Round, answer: Answer) -> bool:
         """Fetch an update, check it and fold it in; false if that cannot be done, or not yet."""
+        if self._sites[answer.client_id].suspended:
+            self._done_with(answer)
+            return False
         memory = self._memory[answer.client_id]
         try:
             with this.phase("collect"):

@@ -29,13 +29,13 @@ def norm(tensors: Tensors) -> float:
     Returns:
         The norm; infinity where it overflows.
     """
-    return math.hypot(
-        *(
-            float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
-            for tensor in tensors.values()
-            if tensor.is_floating_point()
-        )
-    )
+    return math.hypot(*(_norm(t) for t in tensors.values() if t.is_floating_point()))
+
+
+def _norm(tensor: torch.Tensor) -> float:
+    """In float32 at least; in a wider type than its own, torch would copy the tensor first."""
+    own = tensor.dtype in (torch.float32, torch.float64)
+    return float(torch.linalg.vector_norm(tensor, dtype=None if own else torch.float32))
 
 
 def require_norm(found: float, factor: float, model: float, last: Iterable[float]) -> None:

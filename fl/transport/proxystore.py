@@ -55,6 +55,7 @@ class ProxystoreTransport:
                 "no ProxyStore endpoint of this federation answers from here "
                 f"({type(error).__name__}: {_one_line(error)})"
             ) from error
+        self._known = {str(endpoint) for endpoint in endpoints}
         self._session = _DeadlineSession()
 
     def put(self, data: bytes) -> Ref:
@@ -92,6 +93,8 @@ class ProxystoreTransport:
             raise TransportError(
                 f"model was sent by {ref.transport}, but this side is set up for {self.name}"
             )
+        if ref.key["endpoint_id"] not in self._known:  # a stranger's word must not lead elsewhere
+            raise TransportError("model is at a ProxyStore endpoint that is not of this federation")
         with self._deadline(size, name):
             return operation(
                 self._address, ref.key["object_id"], ref.key["endpoint_id"], session=self._session

@@ -9,7 +9,7 @@ import torch
 from fl.endpoints.base import TEXT, SiteError, answer_of
 from fl.record import Record
 from fl.server.checkpoint import SiteMemory, Snapshot
-from fl.server.events import ClientFailed, SiteChanged, UpdateReceived, Warned
+from fl.server.events import ClientFailed, RoundStarted, SiteChanged, UpdateReceived, Warned
 from fl.server.federation import REJECTIONS, RoundError
 from fl.tensors import TensorsError, decode, encode, largest_encoding
 from fl.transport.base import LARGEST_BYTES, Ref, TransportError
@@ -132,6 +132,19 @@ def test_three_in_a_row_suspend_a_site_for_the_run(fit):
     failures = of(ClientFailed, events)
     assert [failure.rejected for failure in failures] == [1, 2, 3, 0, 0, 0]
     assert all("NaN or infinity" in failure.reason for failure in failures)
+
+
+def test_what_a_suspended_site_had_sent_before_is_not_used(fit, transport):
+    def suspend(event):
+        if isinstance(event, RoundStarted):
+            fit.server._sites.suspend("bad", "it lied")
+
+    scripts = {"good": train(1.0), "bad": train(5.0)}
+    result, events = fit(scripts, on_event=suspend, min_clients=1)
+    torch.testing.assert_close(result["w"], torch.ones(4))
+    (failure,) = of(ClientFailed, events)
+    assert (failure.client_id, failure.reason) == ("bad", "it lied")
+    assert transport.objects == {}
 
 
 def test_one_that_is_believed_between_them_starts_the_count_anew(fit):

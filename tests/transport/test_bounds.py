@@ -48,6 +48,7 @@ def transport():
     thread.start()
     opened = ProxystoreTransport.__new__(ProxystoreTransport)  # finds no endpoint: this is none
     opened._address = f"http://127.0.0.1:{server.server_port}"
+    opened._known = {"e"}
     opened._session = proxystore._DeadlineSession()
     yield opened
     opened.close()
@@ -56,13 +57,19 @@ def transport():
     thread.join()
 
 
-def ref(name):
-    key = {"object_id": name, "endpoint_id": "e"}
+def ref(name, endpoint="e"):
+    key = {"object_id": name, "endpoint_id": endpoint}
     return Ref("proxystore", key, len(MODEL), digest(MODEL))
 
 
 def test_what_is_as_large_as_announced_comes(transport):
     assert transport.get(ref("honest")) == MODEL
+
+
+@pytest.mark.parametrize("operation", ["get", "evict"])
+def test_no_reference_leads_to_an_endpoint_of_others(transport, operation):
+    with pytest.raises(TransportError, match="not of this federation"):
+        getattr(transport, operation)(ref("honest", endpoint="elsewhere"))
 
 
 @pytest.mark.parametrize("kind", ["chunked", "length"])
