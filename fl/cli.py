@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import wraps
@@ -21,6 +22,7 @@ from fl.config import ConfigError
 from fl.errors import FederationError
 from fl.sandbox.cli import sandbox
 
+FolderPath = click.Path(path_type=Path, file_okay=False)
 FilePath = click.Path(path_type=Path, dir_okay=False)
 P = ParamSpec("P")
 
@@ -119,6 +121,26 @@ def register(record: Path, environment: tuple[Path, ...], check: bool) -> None:
     from fl.endpoints.registration import register as register_once
 
     click.echo(json.dumps(register_once(record, check=check)))
+
+
+@main.command()
+@click.argument("folder", type=FolderPath, default="runs")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+@reporting
+def status(folder: Path, as_json: bool) -> None:
+    """Say what a run is doing, while it goes on and after a crash.
+
+    FOLDER is the run's, or one of runs: then it is the newest's.
+    """
+    from fl.history import find_run
+    from fl.status import show
+    from fl.status import status as read_status
+
+    found = read_status(find_run(folder))
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+    else:
+        Console().print(show(found, time.time()))
 
 
 main.add_command(sandbox)
