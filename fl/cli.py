@@ -143,6 +143,25 @@ def status(folder: Path, as_json: bool) -> None:
         Console().print(show(found, time.time()))
 
 
+@main.command()
+@click.argument("folders", type=FolderPath, nargs=-1, metavar="[RUN]...")
+@click.option("--out", type=FilePath, help="The file; report.html in the first run's folder.")
+@reporting
+def report(folders: tuple[Path, ...], out: Path | None) -> None:
+    """Write what a run was into one HTML file that needs nothing beside it.
+
+    RUN is a run's folder, or one of runs: then it is the newest's, as without any it is that of
+    the folder runs. Several runs are laid over each other.
+    """
+    from fl.history import find_run
+    from fl.report.page import write_report
+
+    runs = [find_run(folder) for folder in folders or (Path("runs"),)]
+    file = out or runs[0] / "report.html"
+    write_report(runs, file)
+    click.echo(f"report: {file}")
+
+
 main.add_command(sandbox)
 
 if __name__ == "__main__":

@@ -48,6 +48,21 @@ class StateChange(SiteChanged):
 
 
 @dataclass(frozen=True)
+class SentTask:
+    """What is read of a line of `tasks.jsonl`.
+
+    Attributes:
+        client_id: To whom the task was sent.
+        version: Steps that the server had taken.
+        size: Bytes of its model.
+    """
+
+    client_id: str
+    version: int
+    size: int
+
+
+@dataclass(frozen=True)
 class LogLine:
     """A line of `log.jsonl`: what else happened.
 
@@ -79,6 +94,7 @@ class History:
         is_open: Whether a process has it open, as far as this machine can see.
         is_finished: Whether the model of its last round is there.
         rounds: That ended, in their order.
+        tasks: That were sent, in their order.
         changes: Of sites' states, in their order.
         log: What else happened, in its order.
     """
@@ -88,6 +104,7 @@ class History:
     is_open: bool
     is_finished: bool
     rounds: list[EndedRound]
+    tasks: list[SentTask]
     changes: list[StateChange]
     log: list[LogLine]
 
@@ -133,6 +150,7 @@ def read_history(folder: Path) -> History:
         is_open=_is_open(folder / "lock"),
         is_finished=(folder / "model.safetensors").exists(),
         rounds=list(_lines(folder / "metrics.jsonl", EndedRound)),
+        tasks=list(_lines(folder / "tasks.jsonl", SentTask)),
         changes=list(_lines(folder / "sites.jsonl", StateChange)),
         log=list(_lines(folder / "log.jsonl", LogLine)),
     )

@@ -39,7 +39,8 @@ class Sent:
         turn: Which of the site's trainings it is.
         job: The server's name for it.
         session: What it can be recovered by, or None.
-        model: The Ref of the model that it was sent, as JSON.
+        size: Bytes of the model that it was sent.
+        model: The Ref of that model, as JSON; empty for an inline one.
     """
 
     client_id: str
@@ -47,6 +48,7 @@ class Sent:
     turn: int
     job: str
     session: str | None
+    size: int
     model: dict[str, Any]
 
 
@@ -189,7 +191,7 @@ class Record:
             model: What it was sent; an inline one is left out, since it is nowhere else.
         """
         kept = model.to_json() if model.transport != "inline" else {}
-        sent = Sent(task.client_id, task.version, task.turn, task.job, session, kept)
+        sent = Sent(task.client_id, task.version, task.turn, task.job, session, model.size, kept)
         self._append("tasks.jsonl", asdict(sent))
 
     def __call__(self, event: Event) -> None:
