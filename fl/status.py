@@ -142,12 +142,11 @@ def show(status: Status, now: float) -> RenderableType:
     lines = [
         f"{status.run}: {_STATES[status.state]}",
         *([_by(status.owner, now)] if status.owner else []),
-        _round(status, now),
+        _done(status),
+        *_round(status, now),
     ]
     if status.waits_for:
         lines.append(f"waits for {status.waits_for}")
-    if status.deadline is not None and status.state == "running":
-        lines.append(f"ends this round at {_clock(status.deadline, now)} at the latest, or fails")
     table = Table("site", "state", "since", "reason")
     for site in status.sites:
         since = "" if site.since is None else _ago(site.since, now)
@@ -248,16 +247,24 @@ def _by(owner: Owner, now: float) -> str:
     return f"process {owner.pid} on {owner.host}, begun at {_ago(owner.since, now)}"
 
 
-def _round(status: Status, now: float) -> str:
+def _done(status: Status) -> str:
     done = f"{status.done} of {status.rounds} rounds done"
     if status.accuracy is not None:
         done += f", accuracy {status.accuracy:.4f}"
     if status.loss is not None:
         done += f", loss {status.loss:.4f}"
-    if status.since is None:
-        return done
-    tense = "goes on" if status.state == "running" else "was going on"
-    return f"{done}; round {status.round} {tense}, sent out at {_ago(status.since, now)}"
+    return done
+
+
+def _round(status: Status, now: float) -> list[str]:
+    """The round that goes on, or went on at the end."""
+    if status.since is None or status.deadline is None:
+        return []
+    sent = f"sent out at {_ago(status.since, now)}"
+    if status.state != "running":
+        return [f"round {status.round} was going on, {sent}"]
+    deadline = _clock(status.deadline, now)
+    return [f"round {status.round} goes on, {sent}", f"it ends by {deadline}, or fails"]
 
 
 def _ago(at: float, now: float) -> str:

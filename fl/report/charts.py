@@ -47,6 +47,7 @@ CONFIG: dict[str, Any] = {
         "orient": "top",
         "labelColor": "var(--ink)",
         "labelFontSize": 12,
+        "labelLimit": 320,
         "title": None,
         "columns": 4,
         "symbolStrokeWidth": 3,
@@ -145,22 +146,26 @@ def gantt(first: int, last: int, sites: Sequence[str]) -> dict[str, Any]:
     return _spec((spans + missing).add_params(number), height={"step": ROW})
 
 
-def missing(sites: Sequence[str]) -> dict[str, Any]:
+def missing(first: int, last: int, sites: Sequence[str]) -> dict[str, Any]:
     """In which rounds who failed, was late or lost.
 
     Args:
+        first: The first round that there is.
+        last: The last one.
         sites: The sites' names.
 
     Returns:
         The chart, of the table `missing`.
     """
     kinds = ["failed", "late", "lost"]
+    rounds = _quantity("round", "round")
+    rounds["scale"] = {"domain": [first, last], "nice": True, "padding": 8}
     colours = ["var(--bad)", SERIES[2], SERIES[3]]
     chart = (
         alt.Chart(_table("missing", ["round"]))
         .mark_point(filled=True, size=60, opacity=1)
         .encode(
-            x=_quantity("round", "round"),
+            x=rounds,
             y=_row(sites),
             color=_colour("kind", kinds, colours),
             shape=alt.Shape("kind:N", scale=alt.Scale(domain=kinds)),

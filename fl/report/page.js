@@ -24,7 +24,7 @@ function drawOnce(figure) {
 }
 const seen = new IntersectionObserver(
   (entries) => entries.filter((entry) => entry.isIntersecting).forEach(({ target }) => drawOnce(target)),
-  { rootMargin: "300px" },
+  { rootMargin: "100px" },
 );
 waiting.forEach((figure) => seen.observe(figure));
 window.addEventListener("beforeprint", () => waiting.forEach(drawOnce));

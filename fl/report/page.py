@@ -159,11 +159,14 @@ def _charts_of(run: Run) -> list[tuple[str, dict[str, Any]]]:
     if not run.ended:
         return []
     sites = [site.client_id for site in run.sites]
+    # Of a run that goes on, something may be missing in a round that has not ended.
+    first, last = run.ended[0].round, run.ended[-1].round
+    latest = max([last, *(missing.round for missing in run.missing)])
     return [
         *((metric, charts.by_site(metric, sites)) for metric in run.measured),
         ("bytes", charts.bytes_by_site(sites)),
-        ("gantt", charts.gantt(run.ended[0].round, run.ended[-1].round, sites)),
-        ("missing", charts.missing(sites)),
+        ("gantt", charts.gantt(first, last, sites)),
+        ("missing", charts.missing(first, latest, sites)),
     ]
 
 
