@@ -177,7 +177,9 @@ def test_a_killed_run_goes_on_by_the_command_that_status_names(files):
     ended = status(find_run(folder / "runs"))
     assert (ended.state, ended.round) == ("ended", 1)
     _, *arguments = shlex.split(ended.resume)
-    subprocess.run([FL_RUN, *arguments], env=ENVIRONMENT, check=True, capture_output=True)
+    subprocess.run(
+        [FL_RUN, *arguments], env=ENVIRONMENT, check=True, capture_output=True, timeout=120
+    )
     assert status(find_run(folder / "runs")).state == "finished"
 
 

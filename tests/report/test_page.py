@@ -6,11 +6,13 @@ import html
 import json
 import random
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import vl_convert
@@ -99,6 +101,21 @@ def test_the_command_writes_it_beside_what_the_run_left(made):
     text = Page((run.folder / "report.html").read_text()).text
     assert run.folder.name in text
     assert "0.7 (round 2)" in text
+
+
+def test_the_commands_of_its_documentation_work_as_written(made, tmp_path, monkeypatch):
+    for name in ("one", "other"):
+        run = made()
+        run.folder.rename(run.folder.with_name(name))
+        run.close()
+    text = (Path(__file__).parents[2] / "docs" / "read.md").read_text()
+    commands = re.findall("^    fl (.*)$", text, re.M)
+    assert len(commands) == 4
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        done = CliRunner().invoke(main, shlex.split(command))
+        assert done.exit_code == 0, done.output
+    assert (tmp_path / "both.html").exists()
 
 
 def test_plots_draw_what_the_run_was(made):
