@@ -265,6 +265,8 @@ def _fit(
     with progress, _interruptible(server.stop, record.folder), _resumable(record, console):
         end = server.fit(start, recovered, left)
     model = record.save(end.weights) if end.version >= rounds or over() else None
+    if model is None:
+        record.ended("stopped by Ctrl-C")
     return Outcome(record.folder, model, last[0].accuracy if last else None)
 
 
@@ -312,8 +314,9 @@ def _resumable(record: Record, console: Console) -> Iterator[None]:
     """Say how to go on with a run that is broken off."""
     try:
         yield
-    except FederationError:
+    except FederationError as error:
         console.print(_go_on(record.folder), markup=False, soft_wrap=True)
+        record.ended(str(error))
         raise
 
 

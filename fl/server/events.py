@@ -28,7 +28,9 @@ class UpdateReceived:
         metrics: The client's own numbers.
         seconds: At the site, by phase.
         size: Bytes of the encoded update.
-        after: Seconds from the start of the round.
+        sent: When its task was sent, in seconds from the start of the round; below 0 if before.
+        arrived: When its answer came, likewise.
+        after: When it was folded in, likewise.
     """
 
     round: int
@@ -39,6 +41,8 @@ class UpdateReceived:
     metrics: dict[str, float]
     seconds: dict[str, float]
     size: int
+    sent: float
+    arrived: float
     after: float
 
 

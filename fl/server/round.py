@@ -73,6 +73,8 @@ class Round:
             metrics=answer.metrics,
             seconds=answer.seconds,
             size=answer.update.size,
+            sent=answer.sent - self.began,
+            arrived=answer.arrived - self.began,
             after=self.age(),
         )
         self._updates.append(update)
