@@ -138,24 +138,35 @@ class DataConfigs(Section):
 class ConnectorConfigs(Section):
     """What the ProxyStore connector is built from."""
 
-    endpoints: Annotated[list[UUID], Field(min_length=1)]
-    """ProxyStore endpoint ids of the server and every client."""
+    endpoints: list[UUID] = []
+    """EndpointConnector: ProxyStore endpoint ids of the server and every client."""
+    store_dir: str | None = None
+    """FileConnector: a folder that server and clients share, in /dev/shm for clients here."""
 
 
 class ProxystoreConfigs(Section):
-    """Moving models through ProxyStore endpoints instead of through Globus Compute."""
+    """Moving models by a way of their own instead of through Globus Compute."""
 
     enable_proxystore: bool = False
     """Off, models travel inside the task and must stay below its 10 MB."""
-    connector_type: Literal["EndpointConnector"] = "EndpointConnector"
-    """The ProxyStore connector."""
+    connector_type: Literal["EndpointConnector", "FileConnector"] = "EndpointConnector"
+    """Through ProxyStore endpoints, or as files in a folder that both sides see."""
     connector_configs: ConnectorConfigs | None = None
     """Its arguments."""
 
     @model_validator(mode="after")
-    def _needs_endpoints(self) -> ProxystoreConfigs:
-        if self.enable_proxystore and self.connector_configs is None:
-            raise ValueError("enable_proxystore needs connector_configs.endpoints")
+    def _complete(self) -> ProxystoreConfigs:
+        given = self.connector_configs or ConnectorConfigs()
+        fits = {
+            "EndpointConnector": bool(given.endpoints) and given.store_dir is None,
+            "FileConnector": given.store_dir is not None and not given.endpoints,
+        }
+        if self.enable_proxystore and not fits[self.connector_type]:
+            needed = {"EndpointConnector": "endpoints", "FileConnector": "store_dir"}
+            raise ValueError(
+                f"enable_proxystore needs connector_configs.{needed[self.connector_type]} "
+                f"for {self.connector_type}, and nothing else there"
+            )
         return self
 
 

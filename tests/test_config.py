@@ -93,6 +93,11 @@ def set_key(path, value):
             {"proxystore_configs": {"enable_proxystore": True}},
             "needs connector_configs.endpoints",
         ),
+        (
+            "server_configs.comm_configs.proxystore_configs",
+            {"enable_proxystore": True, "connector_type": "FileConnector"},
+            "needs connector_configs.store_dir",
+        ),
     ],
 )
 def test_a_fault_is_one_line_with_file_key_and_remedy(load, tmp_path, path, value, expected):

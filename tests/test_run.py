@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from fl.tensors import decode
+from fl.transport.inline import LIMIT_BYTES
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FL_RUN = Path(sys.executable).with_name("fl-run")
@@ -108,3 +109,27 @@ def test_a_mistake_is_one_line_and_an_exit_code(files, change, code, expected):
     assert len(errors) == 1, done.stderr
     assert errors[0].startswith("error: ")
     assert expected in errors[0]
+
+
+def test_models_too_large_for_a_task_go_through_a_folder(files, tmp_path):
+    def change(server, clients):
+        server["client_configs"]["model_configs"]["model_kwargs"]["width"] = 320
+        server["client_configs"]["train_configs"] |= {
+            "mode": "step",
+            "num_local_steps": 1,
+            "do_validation": False,
+        }
+        server["server_configs"] |= {"num_global_epochs": 1, "server_validation": False}
+        way = {
+            "enable_proxystore": True,
+            "connector_type": "FileConnector",
+            "connector_configs": {"store_dir": str(tmp_path / "models")},
+        }
+        for configs in (server["server_configs"], *clients["clients"]):
+            configs["comm_configs"] = {"proxystore_configs": way}
+
+    done = fl_run(files(change))
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    assert (run / "model.safetensors").stat().st_size > LIMIT_BYTES
+    assert list((tmp_path / "models").iterdir()) == []

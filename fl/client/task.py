@@ -29,7 +29,7 @@ from fl.client.trainer import TrainingError
 from fl.client.warm import seed_all
 from fl.config import ProxystoreConfigs
 from fl.errors import FederationError
-from fl.tensors import Tensors, decode, encode, require_same_layout
+from fl.tensors import Tensors, decode, pieces, require_same_layout
 from fl.transport import Ref, Transport, open_transport
 
 
@@ -99,7 +99,7 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
             with phases("validate"):
                 metrics |= _metrics("val", trainer.evaluate(model, validation_set, configs))
         with phases("put"):
-            sent = _transport(wanted.proxystore_configs).put(encode(update))
+            sent = _transport(wanted.proxystore_configs).put(*pieces(update))
     return {
         "job": wanted.job,
         "update": sent.to_json(),

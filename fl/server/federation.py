@@ -25,7 +25,7 @@ from fl.server.requests import train_request
 from fl.server.round import Round
 from fl.server.schedulers import Answer, Assignment, Scheduler, View
 from fl.server.sites import Arrival, Sites, State, Task
-from fl.tensors import Tensors, decode, encode, require_same_layout
+from fl.tensors import Tensors, decode, pieces, require_same_layout, size
 from fl.transport import GoneError, Ref, Transport, TransportError, UnreachableError
 
 Evaluator = Callable[[Tensors], Evaluation]
@@ -34,6 +34,9 @@ FETCHES = 4
 """Times that an update is asked for before its site is asked to train again."""
 FETCH_PAUSE_SECONDS = 2.0
 """Before an update is asked for again; four times as long each time."""
+
+HEADER_ROOM = 1_000_000
+"""Bytes that an update may have beyond the model's."""
 
 
 class RoundError(FederationError):
@@ -173,8 +176,8 @@ class Server:
         """The round's model, put once for all who need it."""
         if this.version not in self._models:
             with this.phase("broadcast"):
-                encoded = encode(self._layout(this))
-                self._models[this.version] = self._insist(lambda: self._transport.put(encoded))
+                encoded = pieces(self._layout(this))
+                self._models[this.version] = self._insist(lambda: self._transport.put(*encoded))
         return self._models[this.version]
 
     def _layout(self, this: Round) -> Tensors:
@@ -248,8 +251,7 @@ class Server:
         """Fetch an update, check it and fold it in; false if that cannot be done, or not yet."""
         try:
             with this.phase("collect"):
-                update = decode(self._transport.get(answer.update))
-                require_same_layout(self._layout(this), update)
+                update = self._fetch(this, answer.update)
             with this.phase("aggregate"):
                 self._add(update, self._contribution(this, answer))
         except (UnreachableError, GoneError) as error:
@@ -265,6 +267,18 @@ class Server:
         this.folded.append(answer)
         self._listen(this.received(answer))
         return True
+
+    def _fetch(self, this: Round, ref: Ref) -> Tensors:
+        """An update, of which no more is read than the model's layout allows."""
+        layout = self._layout(this)
+        if ref.size > (limit := size(pieces(layout)) + HEADER_ROOM):
+            raise FederationError(
+                f"its update is said to have {ref.size} bytes; a model of this layout has at most "
+                f"{limit}"
+            )
+        update = decode(self._transport.get(ref))
+        require_same_layout(layout, update)
+        return update
 
     def _add(self, update: Tensors, contribution: Contribution) -> None:
         try:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fl.config import ProxystoreConfigs
 from fl.transport.base import Transport
+from fl.transport.file import FileTransport
 from fl.transport.inline import InlineTransport
 from fl.transport.proxystore import ProxystoreTransport
 
@@ -15,11 +18,14 @@ def open_transport(configs: ProxystoreConfigs) -> Transport:
         configs: `comm_configs.proxystore_configs` of the side that asks.
 
     Returns:
-        ProxyStore where it is enabled, else inline.
+        ProxyStore's endpoints or a folder where one is configured, else inline.
 
     Raises:
         TransportError: The way cannot be opened from here.
     """
-    if configs.enable_proxystore and configs.connector_configs is not None:
-        return ProxystoreTransport(configs.connector_configs.endpoints)
-    return InlineTransport()
+    connector = configs.connector_configs
+    if not configs.enable_proxystore or connector is None:
+        return InlineTransport()
+    if connector.store_dir is not None:
+        return FileTransport(Path(connector.store_dir))
+    return ProxystoreTransport(connector.endpoints)

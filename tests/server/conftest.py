@@ -24,7 +24,8 @@ class MemoryTransport:
         self.objects = {}
         self.puts = 0
 
-    def put(self, data):
+    def put(self, *pieces):
+        data = b"".join(pieces)
         self.puts += 1
         key = str(self.puts)
         self.objects[key] = data

@@ -146,6 +146,7 @@ def forgotten(result, transport):
         (bad(lambda result, _: result.update(num_samples=-5)), "num_samples is -5"),
         (bad(lambda result, _: result.update(num_samples=True)), "num_samples is True"),
         (bad(lambda result, _: result["update"].update(sha256="0" * 64)), "digest differs"),
+        (bad(lambda result, _: result["update"].update(size=2**60)), "a model of this layout has"),
         (replaced({"w": torch.zeros(5)}), "w is"),
         (replaced({"w": torch.full((4,), float("inf"))}), "NaN or infinity"),
         (replaced({"v": torch.zeros(4)}), "missing or unknown"),
@@ -258,11 +259,11 @@ def test_an_update_that_is_gone_is_trained_again(fit, transport):
 def test_the_servers_own_way_is_waited_for(fit, transport):
     put, tries = transport.put, []
 
-    def interrupted(data):
-        tries.append(data)
+    def interrupted(*pieces):
+        tries.append(pieces)
         if len(tries) == 1:
             raise UnreachableError("endpoint restarts")
-        return put(data)
+        return put(*pieces)
 
     transport.put = interrupted
     result, events = fit({"a": train(1.0)})
@@ -272,7 +273,7 @@ def test_the_servers_own_way_is_waited_for(fit, transport):
 
 
 def test_a_way_that_refuses_the_model_ends_the_run(fit, transport):
-    def refuse(data):
+    def refuse(*pieces):
         raise TransportError("too large")
 
     transport.put = refuse
