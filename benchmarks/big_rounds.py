@@ -74,7 +74,7 @@ def main() -> None:
 
 def rounds(megabytes: int) -> list[dict]:
     """The warm rounds of one run of `fl-run`, as its record has them."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="fl-bench.") as name:  # noqa: S108  (memory is the point)
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="fl-bench.") as name:
         folder = Path(name)
         (folder / "big.py").write_text(CODE)
         way = {

@@ -33,7 +33,7 @@ def main() -> None:
     """One step of many updates, part by part."""
     megabytes, updates = (int(a) for a in (*sys.argv[1:], "100", "16")[:2])
     bare = peak()
-    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="fl-bench.") as name:  # noqa: S108  (memory is the point)
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="fl-bench.") as name:
         parts = Parts()
         weights = model(megabytes)
         loaded = peak()

@@ -236,9 +236,37 @@ class ServerConfigs(Section):
         return self
 
 
+class CompressorConfigs(Section):
+    """How the clients' updates are made smaller; APPFL's names, formats of `fl.compression`."""
+
+    enable_compression: bool = False
+    """Off, updates travel in the model's own dtypes."""
+    lossy_compressor: Literal["bf16", "fp16", "int8"] | None = None
+    """Narrower numbers; int8 has a scale for every 1,024 of them."""
+    lossless_compressor: Literal["zstd"] | None = None
+    """What is applied to the bytes."""
+    param_cutoff: Annotated[int, Field(ge=0)] = 1024
+    """Tensors of no more numbers than this travel as they are, as biases do."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> CompressorConfigs:
+        if self.enable_compression and not (self.lossy_compressor or self.lossless_compressor):
+            raise ValueError("enable_compression needs lossy_compressor or lossless_compressor")
+        return self
+
+
+class SharedCommConfigs(Section):
+    """What travels between every client and the server."""
+
+    compressor_configs: CompressorConfigs = CompressorConfigs()
+    """The format of updates."""
+
+
 class SharedClientConfigs(Section):
     """What every client shares."""
 
+    comm_configs: SharedCommConfigs = SharedCommConfigs()
+    """What travels."""
     train_configs: TrainConfigs = TrainConfigs()
     """Training settings."""
     model_configs: ModelConfigs

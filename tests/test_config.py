@@ -94,6 +94,11 @@ def set_key(path, value):
             "needs connector_configs.endpoints",
         ),
         (
+            "client_configs.comm_configs",
+            {"compressor_configs": {"enable_compression": True}},
+            "needs lossy_compressor or lossless_compressor",
+        ),
+        (
             "server_configs.comm_configs.proxystore_configs",
             {"enable_proxystore": True, "connector_type": "FileConnector"},
             "needs connector_configs.store_dir",

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from fl.client.site_state import NAME
 from fl.config import (
+    CompressorConfigs,
     DataConfigs,
     ModelConfigs,
     PositiveInt,
@@ -54,6 +55,8 @@ class TrainRequest(EvaluateRequest):
     operation: Literal["train"]  # type: ignore[assignment]  # the one field that differs
     round: Annotated[int, Field(ge=0)]
     """The round; seeds derive from it."""
+    compressor_configs: CompressorConfigs = CompressorConfigs()
+    """The format of what is sent back."""
     update: Literal["difference", "model"] = "model"
     """What to send back: what training added to the model, or the trained model."""
     steps: PositiveInt | None = None

@@ -27,6 +27,7 @@ from fl.client.corrections import Controlled, Correction, Proximal
 from fl.client.request import EvaluateRequest, RequestError, TrainRequest, read
 from fl.client.trainer import TrainingError
 from fl.client.warm import seed_all
+from fl.compression import compress
 from fl.config import ProxystoreConfigs
 from fl.errors import FederationError
 from fl.tensors import Tensors, decode, pieces, require_same_layout
@@ -99,7 +100,8 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
             with phases("validate"):
                 metrics |= _metrics("val", trainer.evaluate(model, validation_set, configs))
         with phases("put"):
-            sent = _transport(wanted.proxystore_configs).put(*pieces(update))
+            coded = compress(update, wanted.compressor_configs)
+            sent = _transport(wanted.proxystore_configs).put(*pieces(coded))
     return {
         "job": wanted.job,
         "update": sent.to_json(),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 from fl.client.trainer import Evaluation
+from fl.compression import decompress
 from fl.config import Federation
 from fl.endpoints.base import Endpoints, JSONObject, SiteError
 from fl.errors import FederationError
@@ -271,12 +272,15 @@ class Server:
     def _fetch(self, this: Round, ref: Ref) -> Tensors:
         """An update, of which no more is read than the model's layout allows."""
         layout = self._layout(this)
-        if ref.size > (limit := size(pieces(layout)) + HEADER_ROOM):
+        # zstd makes what it cannot compress a little longer.
+        limit = int(1.01 * size(pieces(layout))) + HEADER_ROOM
+        if ref.size > limit:
             raise FederationError(
                 f"its update is said to have {ref.size} bytes; a model of this layout has at most "
                 f"{limit}"
             )
-        update = decode(self._transport.get(ref))
+        compressor = self._federation.client_configs.comm_configs.compressor_configs
+        update = decompress(decode(self._transport.get(ref)), layout, compressor)
         require_same_layout(layout, update)
         return update
 

@@ -38,6 +38,7 @@ def train_request(
     Returns:
         JSON types only.
     """
+    shared = federation.client_configs
     return {
         "operation": "train",
         "round": turn,
@@ -50,7 +51,8 @@ def train_request(
         "learning_rate_scale": learning_rate_scale,
         "control_version": control_version,
         "train_configs": federation.train_configs(client).model_dump(mode="json"),
-        "model_configs": federation.client_configs.model_configs.model_dump(mode="json"),
+        "model_configs": shared.model_configs.model_dump(mode="json"),
+        "compressor_configs": shared.comm_configs.compressor_configs.model_dump(mode="json"),
         "data_configs": client.data_configs.model_dump(mode="json"),
         "proxystore_configs": client.comm_configs.proxystore_configs.model_dump(mode="json"),
     }

@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from fl.client.trainer import Evaluation
+from fl.compression import compress
+from fl.config import CompressorConfigs
 from fl.errors import FederationError
 from fl.server import sites
 from fl.server.clock import RealClock
 from fl.server.events import ClientFailed, RoundEnded, SiteChanged, UpdateReceived, Warned
 from fl.server.federation import RoundError
-from fl.tensors import encode
+from fl.tensors import decode, encode
 from fl.transport.base import Ref, TransportError, UnreachableError
 from tests.server.conftest import ScriptedEndpoints, train
 
@@ -158,6 +160,27 @@ def test_a_bad_answer_is_named_and_never_summed(fit, transport, script, expected
     (failure,) = of(ClientFailed, events)
     assert failure.client_id == "bad"
     assert expected in failure.reason
+    assert transport.objects == {}
+
+
+@pytest.mark.parametrize("lossy", ["bf16", "fp16", "int8"])
+def test_updates_are_read_in_the_format_that_was_asked_for(fit, transport, lossy):
+    wanted = {"enable_compression": True, "lossy_compressor": lossy, "param_cutoff": 0}
+
+    def answer(request, transport):
+        configs = CompressorConfigs.model_validate(request["compressor_configs"])
+        honest = train(1.0)(request, transport)
+        ref = Ref.from_json(honest["result"]["update"])
+        plain = decode(transport.get(ref))
+        transport.evict(ref)
+        return replaced(compress(plain, configs))(request, transport)
+
+    fit.shared = {"comm_configs": {"compressor_configs": wanted}}
+    result, events = fit({"good": answer, "plain": train(1.0)}, min_clients=1)
+    torch.testing.assert_close(result["w"], torch.ones(4))
+    (failure,) = of(ClientFailed, events)
+    assert failure.client_id == "plain"
+    assert "was expected" in failure.reason or "missing" in failure.reason
     assert transport.objects == {}
 
 
