@@ -170,6 +170,26 @@ class ProxystoreConfigs(Section):
         return self
 
 
+class S3Configs(Section):
+    """Moving models through a bucket; sites need no settings, no keys, and only a way out."""
+
+    enable_s3: bool = False
+    """On, every model goes through the bucket, whatever `proxystore_configs` say."""
+    s3_bucket: str = ""
+    """Its name; objects are called fl/..., and are evicted when they are of no more use."""
+    s3_creds_file: str | None = None
+    """CSV with region,access_key_id,secret_access_key; without it, boto3 looks where it always
+    does."""
+    s3_endpoint_url: str | None = None
+    """The store, where it is not Amazon's."""
+
+    @model_validator(mode="after")
+    def _needs_a_bucket(self) -> S3Configs:
+        if self.enable_s3 and not self.s3_bucket:
+            raise ValueError("enable_s3 needs s3_bucket")
+        return self
+
+
 class GlobusComputeConfigs(Section):
     """How the server reaches Globus Compute."""
 
@@ -186,6 +206,8 @@ class ServerCommConfigs(Section):
     """Needed as soon as one client has an endpoint id."""
     proxystore_configs: ProxystoreConfigs = ProxystoreConfigs()
     """How models move."""
+    s3_configs: S3Configs = S3Configs()
+    """How they move instead."""
 
 
 class ClientCommConfigs(Section):

@@ -19,7 +19,7 @@ from fl.endpoints.places import open_endpoints
 from fl.errors import FederationError
 from fl.run import prepare_environment
 from fl.server.requests import check_request
-from fl.transport import Ref, open_transport
+from fl.transport import Ref, Transport, open_server_transport
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ def check_sites(server: Path, clients: Path, deadline: float) -> list[Check]:
     with ExitStack() as stack:
         endpoints = open_endpoints(federation)
         stack.callback(endpoints.close)
-        transport = open_transport(federation.server_configs.comm_configs.proxystore_configs)
+        transport = open_server_transport(federation.server_configs.comm_configs)
         stack.callback(transport.close)
         model = transport.put(uuid.uuid4().bytes)
         stack.callback(transport.evict, model)
         online = [_endpoint(client, endpoints) for client in federation.clients]
         up = [client for client, found in zip(federation.clients, online, strict=True) if found.ok]
-        return online + _workers(up, endpoints, model, deadline)
+        return online + _workers(up, endpoints, transport, model, deadline)
 
 
 def _endpoint(client: Client, endpoints: Endpoints) -> Check:
@@ -86,11 +86,17 @@ def _endpoint(client: Client, endpoints: Endpoints) -> Check:
 
 
 def _workers(
-    clients: list[Client], endpoints: Endpoints, model: Ref, deadline: float
+    clients: list[Client],
+    endpoints: Endpoints,
+    transport: Transport,
+    model: Ref,
+    deadline: float,
 ) -> list[Check]:
     started = time.monotonic()
     tasks = {
-        client.client_id: endpoints.submit(client, check_request(client, model))
+        client.client_id: endpoints.submit(
+            client, check_request(client, model, transport.grant(model.size))
+        )
         for client in clients
     }
     wait(tasks.values(), deadline)

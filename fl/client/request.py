@@ -45,6 +45,8 @@ class EvaluateRequest(Section):
     """The client's data."""
     proxystore_configs: ProxystoreConfigs
     """The client's way for models."""
+    upload: dict[str, Any] | None = None
+    """The server's grant to put one object by its own way, which is then the client's as well."""
 
 
 class TrainRequest(EvaluateRequest):

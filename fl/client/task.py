@@ -31,7 +31,7 @@ from fl.compression import compress
 from fl.config import ProxystoreConfigs
 from fl.errors import FederationError
 from fl.tensors import Tensors, decode, pieces, require_same_layout
-from fl.transport import Ref, Transport, open_transport
+from fl.transport import Ref, SignedS3, Transport, open_transport
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
                 metrics |= _metrics("val", trainer.evaluate(model, validation_set, configs))
         with phases("put"):
             coded = compress(update, wanted.compressor_configs)
-            sent = _transport(wanted.proxystore_configs).put(*pieces(coded))
+            sent = _transport(wanted.proxystore_configs, wanted.upload).put(*pieces(coded))
     return {
         "job": wanted.job,
         "update": sent.to_json(),
@@ -167,7 +167,8 @@ def check(request: dict[str, Any]) -> dict[str, Any]:
     """
     phases = _Phases(jobs.Record(None))
     with phases("connect"):
-        transport = _transport(read(ProxystoreConfigs, request["proxystore_configs"]))
+        configs = read(ProxystoreConfigs, request["proxystore_configs"])
+        transport = _transport(configs, request.get("upload"))
     with phases("round_trip"):
         probe = transport.put(uuid.uuid4().bytes)
         try:
@@ -194,8 +195,10 @@ OPERATIONS = {"train": train, "evaluate": evaluate, "progress": progress, "check
 _transports: dict[str, Transport] = {}
 
 
-def _transport(configs: ProxystoreConfigs) -> Transport:
-    """The client's way, kept open while the worker lives."""
+def _transport(configs: ProxystoreConfigs, upload: dict[str, Any] | None) -> Transport:
+    """The way that the server grants, or the client's own, kept open while the worker lives."""
+    if upload is not None:
+        return SignedS3(upload)
     key = configs.model_dump_json()
     if key not in _transports:
         _transports[key] = open_transport(configs)
@@ -205,8 +208,8 @@ def _transport(configs: ProxystoreConfigs) -> Transport:
 def _fetch(wanted: EvaluateRequest, phases: _Phases) -> tuple[Tensors, Tensors]:
     """The model that the server sent, and SCAFFOLD's control if it sent one."""
     with phases("get"):
-        encoded = _transport(wanted.proxystore_configs).get(Ref.from_json(wanted.model))
-        return control.split(decode(encoded))
+        transport = _transport(wanted.proxystore_configs, wanted.upload)
+        return control.split(decode(transport.get(Ref.from_json(wanted.model))))
 
 
 def _load(wanted: EvaluateRequest, received: Tensors) -> nn.Module:

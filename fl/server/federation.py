@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 from uuid import uuid4
 
 from fl.client.trainer import Evaluation
@@ -29,6 +30,7 @@ from fl.server.sites import Arrival, Sites, State, Task
 from fl.tensors import Tensors, decode, pieces, require_same_layout, size
 from fl.transport import GoneError, Ref, Transport, TransportError, UnreachableError
 
+Put = TypeVar("Put")
 Evaluator = Callable[[Tensors], Evaluation]
 
 FETCHES = 4
@@ -185,7 +187,7 @@ class Server:
         """What is sent, and what an update looks like: the model, and the aggregator's own."""
         return {**this.weights, **self._aggregator.extra(this.weights)}
 
-    def _insist(self, put: Callable[[], Ref]) -> Ref:
+    def _insist(self, put: Callable[[], Put]) -> Put:
         """Try again while the server's own way is down, up to the round's deadline."""
         give_up = self._clock.now() + self._patience
         pause = 1.0
@@ -210,6 +212,7 @@ class Server:
         """Send one site its task."""
         name = assignment.client_id
         turn = self._sites.turn(name, this.version)
+        most = self._most_bytes(self._layout(this))
         # Unlike any other task's, of a process too that was killed and whose tasks live on.
         job = f"{self._run_id}.{name}.{turn}.{uuid4().hex[:12]}"
         request = train_request(
@@ -223,6 +226,7 @@ class Server:
             steps=assignment.steps,
             learning_rate_scale=assignment.learning_rate_scale,
             control_version=self._memory[name].accepted,
+            upload=self._insist(lambda: self._transport.grant(most)),
         )
         task = self._sites.send(name, this.version, job, request)
         this.bytes_down += model.size
@@ -272,9 +276,7 @@ class Server:
     def _fetch(self, this: Round, ref: Ref) -> Tensors:
         """An update, of which no more is read than the model's layout allows."""
         layout = self._layout(this)
-        # zstd makes what it cannot compress a little longer.
-        limit = int(1.01 * size(pieces(layout))) + HEADER_ROOM
-        if ref.size > limit:
+        if ref.size > (limit := self._most_bytes(layout)):
             raise FederationError(
                 f"its update is said to have {ref.size} bytes; a model of this layout has at most "
                 f"{limit}"
@@ -283,6 +285,11 @@ class Server:
         update = decompress(decode(self._transport.get(ref)), layout, compressor)
         require_same_layout(layout, update)
         return update
+
+    @staticmethod
+    def _most_bytes(layout: Tensors) -> int:
+        """What an update may have; zstd makes what it cannot compress a little longer."""
+        return int(1.01 * size(pieces(layout))) + HEADER_ROOM
 
     def _add(self, update: Tensors, contribution: Contribution) -> None:
         try:

@@ -20,6 +20,7 @@ def train_request(
     steps: int | None = None,
     learning_rate_scale: float = 1.0,
     control_version: int | None = None,
+    upload: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A request for local training.
 
@@ -34,6 +35,7 @@ def train_request(
         steps: Minibatch steps instead of what the client's `train_configs` say, or None.
         learning_rate_scale: Factor of the client's learning rate.
         control_version: The turn of the client's last update that was used, or None.
+        upload: The server's grant to put the update, or None.
 
     Returns:
         JSON types only.
@@ -55,15 +57,19 @@ def train_request(
         "compressor_configs": shared.comm_configs.compressor_configs.model_dump(mode="json"),
         "data_configs": client.data_configs.model_dump(mode="json"),
         "proxystore_configs": client.comm_configs.proxystore_configs.model_dump(mode="json"),
+        "upload": upload,
     }
 
 
-def check_request(client: Client, model: Ref | None = None) -> dict[str, Any]:
+def check_request(
+    client: Client, model: Ref | None = None, upload: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """A request to prove the worker's way for models.
 
     Args:
         client: Who shall check.
         model: An object of the server's that the worker shall fetch too.
+        upload: The server's grant to put an object as large, or None.
 
     Returns:
         JSON types only.
@@ -73,6 +79,7 @@ def check_request(client: Client, model: Ref | None = None) -> dict[str, Any]:
         "client_id": client.client_id,
         "model": None if model is None else model.to_json(),
         "proxystore_configs": client.comm_configs.proxystore_configs.model_dump(mode="json"),
+        "upload": upload,
     }
 
 

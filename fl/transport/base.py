@@ -108,6 +108,19 @@ class Transport(Protocol):
             TransportError: The place that holds them could not be reached.
         """
 
+    def grant(self, size: int) -> dict[str, Any] | None:
+        """What a site needs to put one object by this way.
+
+        Args:
+            size: The most bytes that it will put.
+
+        Returns:
+            JSON types; None where sites need nothing from the server.
+
+        Raises:
+            TransportError: The place for it could not be reached.
+        """
+
     def close(self) -> None:
         """Release connections."""
 

@@ -68,6 +68,9 @@ class FileTransport:
         except OSError as error:
             raise _unreachable(path, error) from error
 
+    def grant(self, size: int) -> None:
+        """See `Transport.grant`: sites see the folder."""
+
     def close(self) -> None:
         """Nothing is open."""
 

@@ -45,5 +45,8 @@ class InlineTransport:
     def evict(self, ref: Ref) -> None:
         """Nothing is kept anywhere."""
 
+    def grant(self, size: int) -> None:
+        """See `Transport.grant`: an answer carries its model."""
+
     def close(self) -> None:
         """Nothing is open."""

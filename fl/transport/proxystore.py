@@ -89,6 +89,9 @@ class ProxystoreTransport:
         """See `Transport.evict`."""
         self._call(client.evict, ref, "evict")
 
+    def grant(self, size: int) -> None:
+        """See `Transport.grant`: sites have endpoints of their own."""
+
     def exists(self, ref: Ref) -> bool:
         """Whether the endpoint still holds an object; raises as `Transport.get` does."""
         return bool(self._call(client.exists, ref, "exists"))

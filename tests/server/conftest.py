@@ -39,6 +39,9 @@ class MemoryTransport:
     def evict(self, ref):
         self.objects.pop(ref.key.get("id"), None)
 
+    def grant(self, size):
+        return None
+
     def close(self):
         pass
 

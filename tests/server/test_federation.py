@@ -184,6 +184,14 @@ def test_updates_are_read_in_the_format_that_was_asked_for(fit, transport, lossy
     assert transport.objects == {}
 
 
+def test_every_task_has_a_grant_of_the_servers_way(fit, transport):
+    transport.grant = lambda size: {"size": size}
+    fit({"a": train(1.0), "b": train(1.0)})
+    uploads = [request["upload"] for request in fit.endpoints.requests]
+    assert len(uploads) == 2
+    assert all(upload["size"] > 16 for upload in uploads)
+
+
 def test_numbers_that_are_not_finite_are_left_out(fit):
     metrics = {"train_loss": float("nan"), "val_loss": 0.5, "note": "text"}
     _, events = fit({"a": train(1.0, metrics=metrics)})
