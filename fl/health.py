@@ -130,6 +130,11 @@ def _remedy(message: str) -> str:
             "the worker does not reach its login node's ProxyStore endpoint: is a proxy set there "
             "(fl_proxy: unset), or the endpoint down (playbooks/proxystore.yml)?"
         )
+    if "S3" in message:
+        return (
+            "the worker does not reach the bucket: are HTTPS and the store's address open from "
+            "compute nodes, or is a proxy needed there?"
+        )
     if "ProxyStore" in message:
         return "the endpoints do not reach each other: is the relay up, and are both of them?"
     return "see the message, and the endpoint's log on its login node"

@@ -7,7 +7,7 @@ import torch
 from fl.server.strategies.steps import State, wide_dtype
 from fl.tensors import Tensors
 
-TILE = 1 << 18
+TILE = 1 << 20
 """Numbers that are widened at a time."""
 
 ROLES = frozenset({"mean", "mean_of"})
