@@ -212,7 +212,6 @@ class Server:
         """Send one site its task."""
         name = assignment.client_id
         turn = self._sites.turn(name, this.version)
-        most = self._most_bytes(self._layout(this))
         # Unlike any other task's, of a process too that was killed and whose tasks live on.
         job = f"{self._run_id}.{name}.{turn}.{uuid4().hex[:12]}"
         request = train_request(
@@ -226,7 +225,7 @@ class Server:
             steps=assignment.steps,
             learning_rate_scale=assignment.learning_rate_scale,
             control_version=self._memory[name].accepted,
-            upload=self._insist(lambda: self._transport.grant(most)),
+            upload=self._insist(lambda: self._transport.grant(_most_bytes(model.size))),
         )
         task = self._sites.send(name, this.version, job, request)
         this.bytes_down += model.size
@@ -276,7 +275,7 @@ class Server:
     def _fetch(self, this: Round, ref: Ref) -> Tensors:
         """An update, of which no more is read than the model's layout allows."""
         layout = self._layout(this)
-        if ref.size > (limit := self._most_bytes(layout)):
+        if ref.size > (limit := _most_bytes(size(pieces(layout)))):
             raise FederationError(
                 f"its update is said to have {ref.size} bytes; a model of this layout has at most "
                 f"{limit}"
@@ -285,11 +284,6 @@ class Server:
         update = decompress(decode(self._transport.get(ref)), layout, compressor)
         require_same_layout(layout, update)
         return update
-
-    @staticmethod
-    def _most_bytes(layout: Tensors) -> int:
-        """What an update may have; zstd makes what it cannot compress a little longer."""
-        return int(1.01 * size(pieces(layout))) + HEADER_ROOM
 
     def _add(self, update: Tensors, contribution: Contribution) -> None:
         try:
@@ -446,3 +440,8 @@ class _Retry:
 
 def _key(answer: Answer) -> tuple[str, int]:
     return answer.client_id, answer.turn
+
+
+def _most_bytes(model: int) -> int:
+    """What an update may have; zstd makes what it cannot compress a little longer."""
+    return int(1.01 * model) + HEADER_ROOM
