@@ -26,6 +26,9 @@ lint: .venv/ready
 
 bench: .venv/ready $(WHEELHOUSE)/ready
 	$(PRIVATE) $(BIN)/python benchmarks/round_overhead.py
+	$(BIN)/python benchmarks/updates.py
+	$(BIN)/python benchmarks/big_rounds.py 100 400
+	$(BIN)/python benchmarks/formats.py
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -94,15 +94,18 @@ COMM = {
                 "param_cutoff",
             },
         ),
-        "models are not compressed here: enable_compression: false, or no compressor_configs",
+        "updates have one format for all: client_configs.comm_configs.compressor_configs of the "
+        "server's file",
     ),
     "s3_configs": Key(
         _switched_off("enable_s3", {"s3_bucket", "s3_creds_file", "s3_temp_dir"}),
-        "models of any size travel by ProxyStore: enable_s3: false, and "
-        "comm_configs.proxystore_configs in both files",
+        "the bucket and its keys are the server's: server_configs.comm_configs.s3_configs",
     ),
 }
-"""In comm_configs, of whichever section."""
+"""In comm_configs, of whichever section: where it is ours, what is switched on is left there."""
+
+BUCKET = {"s3_temp_dir": Key(_anything, "", "has no effect: nothing is written before it is sent")}
+"""In s3_configs."""
 
 SERVER = {
     "val_data_configs": Key(
@@ -131,7 +134,8 @@ AGGREGATOR = {
     ),
 }
 
-CONNECTORS = ("RedisConnector", "FileConnector", "GlobusConnector")
+FORMATS = {None, "bf16", "fp16", "int8", "zstd"}
+CONNECTORS = ("RedisConnector", "GlobusConnector")
 
 
 def translate(content: Any) -> Iterator[str]:
@@ -151,13 +155,14 @@ def translate(content: Any) -> Iterator[str]:
     shared = _mapping(content, "client_configs")
     server = _mapping(content, "server_configs")
     yield from _take(shared, "train_configs", TRAIN, "client_configs.")
-    yield from _ways(shared, "client_configs.")
-    if shared.get("comm_configs") == {}:
-        del shared["comm_configs"]  # ours has ways at the server and for each client, not for all
+    yield from _ways(shared, "client_configs.", "compressor_configs")
+    _require_format(_mapping(_mapping(shared, "comm_configs"), "compressor_configs"))
     yield from _of(server, SERVER, "server_configs.")
     yield from _take(server, "scheduler_kwargs", SCHEDULER, "server_configs.")
     yield from _take(server, "aggregator_kwargs", AGGREGATOR, "server_configs.")
-    yield from _ways(server, "server_configs.")
+    yield from _ways(server, "server_configs.", "s3_configs")
+    bucket = _mapping(_mapping(server, "comm_configs"), "s3_configs")
+    yield from _of(bucket, BUCKET, "server_configs.comm_configs.s3_configs.")
     clients = content.get("clients")
     for number, client in enumerate(clients if isinstance(clients, list) else []):
         if isinstance(client, dict):
@@ -172,8 +177,10 @@ def _of_client(client: dict[str, Any], place: str) -> Iterator[str]:
         client["client_id"] = client["endpoint_id"]
 
 
-def _ways(section: dict[str, Any], place: str) -> Iterator[str]:
-    yield from _take(section, "comm_configs", COMM, place)
+def _ways(section: dict[str, Any], place: str, ours: str = "") -> Iterator[str]:
+    here = _mapping(section, "comm_configs")
+    kept = {n: key for n, key in COMM.items() if n != ours or key.means(here.get(n))}
+    yield from _take(section, "comm_configs", kept, place)
     proxystore = _mapping(_mapping(section, "comm_configs"), "proxystore_configs")
     connector = proxystore.get("connector_type")
     if connector in CONNECTORS:
@@ -181,6 +188,18 @@ def _ways(section: dict[str, Any], place: str) -> Iterator[str]:
             f"{place}comm_configs.proxystore_configs.connector_type: models travel between "
             f"ProxyStore endpoints, not by {connector}: connector_type: EndpointConnector, and the "
             "endpoints' ids in connector_configs.endpoints"
+        )
+
+
+def _require_format(compressor: dict[str, Any]) -> None:
+    """Refuse APPFL's compressors, which are switched on, by naming ours."""
+    bounds = {"error_bounding_mode", "error_bound"} & compressor.keys()
+    names = {compressor.get("lossy_compressor"), compressor.get("lossless_compressor")}
+    if bounds or not names <= FORMATS:
+        raise ValueError(
+            "client_configs.comm_configs.compressor_configs: lossy_compressor: bf16, fp16 or int8, "
+            "lossless_compressor: zstd, either or both, and no error bounds; or "
+            "enable_compression: false"
         )
 
 

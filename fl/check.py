@@ -35,7 +35,7 @@ from fl.run import held_out, open_steps, prepare_environment, require_training
 from fl.server.clock import Clock, RealClock
 from fl.server.requests import check_request, rehearse_request
 from fl.tensors import Tensors, encode
-from fl.transport import Ref, Transport, open_transport
+from fl.transport import Ref, Transport, open_server_transport
 
 SERVER = "server"
 
@@ -231,7 +231,7 @@ def _open(federation: Federation, model: bytes | None, stack: ExitStack) -> tupl
     if "FL_SITE_STATE" not in os.environ:  # clients on this machine leave nothing behind
         os.environ["FL_SITE_STATE"] = stack.enter_context(TemporaryDirectory())
         stack.callback(os.environ.pop, "FL_SITE_STATE")
-    transport = open_transport(federation.server_configs.comm_configs.proxystore_configs)
+    transport = open_server_transport(federation.server_configs.comm_configs)
     stack.callback(transport.close)
     ref = transport.put(model or uuid.uuid4().bytes)
     stack.callback(_evict, transport, ref)
@@ -292,13 +292,14 @@ class _Sites:
     def ask(self, client: Client) -> Iterator[Check]:
         """Send a site its task; yields a failed check if that is refused at once."""
         model, until = self._ways.model, self._until
-        request = (
-            rehearse_request(self._federation, client, model, until=until)
-            if self._rehearse
-            else check_request(client, model, until=until)
-        )
         sent = time.time()
         try:
+            upload = self._ways.transport.grant(model.size)
+            request = (
+                rehearse_request(self._federation, client, model, until=until, upload=upload)
+                if self._rehearse
+                else check_request(client, model, until=until, upload=upload)
+            )
             self._tasks[self._ways.endpoints.submit(client, request)] = (client, sent)
         except FederationError as error:
             yield self._check(client, "worker", str(error), "")

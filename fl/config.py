@@ -158,24 +158,55 @@ class DataConfigs(Section):
 class ConnectorConfigs(Section):
     """What the ProxyStore connector is built from."""
 
-    endpoints: Annotated[list[UUID], Field(min_length=1)]
-    """ProxyStore endpoint ids of the server and every client."""
+    endpoints: list[UUID] = []
+    """EndpointConnector: ProxyStore endpoint ids of the server and every client."""
+    store_dir: str | None = None
+    """FileConnector: a folder that server and clients share, in /dev/shm for clients here."""
 
 
 class ProxystoreConfigs(Section):
-    """Moving models through ProxyStore endpoints instead of through Globus Compute."""
+    """Moving models by a way of their own instead of through Globus Compute."""
 
     enable_proxystore: bool = False
     """Off, models travel inside the task and must stay below its 10 MB."""
-    connector_type: Literal["EndpointConnector"] = "EndpointConnector"
-    """The ProxyStore connector."""
+    connector_type: Literal["EndpointConnector", "FileConnector"] = "EndpointConnector"
+    """Through ProxyStore endpoints, or as files in a folder that both sides see."""
     connector_configs: ConnectorConfigs | None = None
     """Its arguments."""
 
     @model_validator(mode="after")
-    def _needs_endpoints(self) -> ProxystoreConfigs:
-        if self.enable_proxystore and self.connector_configs is None:
-            raise ValueError("enable_proxystore needs connector_configs.endpoints")
+    def _complete(self) -> ProxystoreConfigs:
+        given = self.connector_configs or ConnectorConfigs()
+        fits = {
+            "EndpointConnector": bool(given.endpoints) and given.store_dir is None,
+            "FileConnector": given.store_dir is not None and not given.endpoints,
+        }
+        if self.enable_proxystore and not fits[self.connector_type]:
+            needed = {"EndpointConnector": "endpoints", "FileConnector": "store_dir"}
+            raise ValueError(
+                f"enable_proxystore needs connector_configs.{needed[self.connector_type]} "
+                f"for {self.connector_type}, and nothing else there"
+            )
+        return self
+
+
+class S3Configs(Section):
+    """Moving models through a bucket; sites need no settings, no keys, and only a way out."""
+
+    enable_s3: bool = False
+    """On, every model goes through the bucket, whatever `proxystore_configs` say."""
+    s3_bucket: str = ""
+    """Its name; objects are called fl/..., and are evicted when they are of no more use."""
+    s3_creds_file: str | None = None
+    """CSV with region,access_key_id,secret_access_key; without it, boto3 looks where it always
+    does."""
+    s3_endpoint_url: str | None = None
+    """The store, where it is not Amazon's."""
+
+    @model_validator(mode="after")
+    def _needs_a_bucket(self) -> S3Configs:
+        if self.enable_s3 and not self.s3_bucket:
+            raise ValueError("enable_s3 needs s3_bucket")
         return self
 
 
@@ -195,6 +226,8 @@ class ServerCommConfigs(Section):
     """Needed as soon as one client has an endpoint id."""
     proxystore_configs: ProxystoreConfigs = ProxystoreConfigs()
     """How models move."""
+    s3_configs: S3Configs = S3Configs()
+    """How they move instead."""
 
 
 class ClientCommConfigs(Section):
@@ -263,9 +296,37 @@ class ServerConfigs(Section):
         return self
 
 
+class CompressorConfigs(Section):
+    """How the clients' updates are made smaller; APPFL's names, formats of `fl.compression`."""
+
+    enable_compression: bool = False
+    """Off, updates travel in the model's own dtypes."""
+    lossy_compressor: Literal["bf16", "fp16", "int8"] | None = None
+    """Narrower numbers; int8 has a scale for every 1,024 of them."""
+    lossless_compressor: Literal["zstd"] | None = None
+    """What is applied to the bytes."""
+    param_cutoff: Annotated[int, Field(ge=0)] = 1024
+    """Tensors of no more numbers than this travel as they are, as biases do."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> CompressorConfigs:
+        if self.enable_compression and not (self.lossy_compressor or self.lossless_compressor):
+            raise ValueError("enable_compression needs lossy_compressor or lossless_compressor")
+        return self
+
+
+class SharedCommConfigs(Section):
+    """What travels between every client and the server."""
+
+    compressor_configs: CompressorConfigs = CompressorConfigs()
+    """The format of updates."""
+
+
 class SharedClientConfigs(Section):
     """What every client shares."""
 
+    comm_configs: SharedCommConfigs = SharedCommConfigs()
+    """What travels."""
     train_configs: TrainConfigs = TrainConfigs()
     """Training settings."""
     model_configs: ModelConfigs

@@ -9,12 +9,20 @@ from uuid import UUID
 from rich.console import Console
 from rich.table import Table
 
-from fl.config import Federation, Files, ProxystoreConfigs
+from fl.config import Federation, Files, ServerCommConfigs
 from fl.run import Algorithm, prepare_environment
 from fl.server.requests import train_request
 from fl.tensors import digest, encode
 from fl.transport import Ref
 from fl.transport.inline import InlineTransport
+
+NOBODY = str(UUID(int=0))
+WAYS = {
+    "inline": "inside the request",
+    "proxystore": "by ProxyStore",
+    "file": "through a folder",
+    "s3": "through a bucket",
+}
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,7 @@ class Shipment:
     Attributes:
         client_id: The site.
         endpoint: Its Globus Compute endpoint, or `local`.
-        way: How the model travels: `proxystore`, or `inline`, inside the request.
+        way: How the model travels: a name of `WAYS`.
         device: What the site is asked to train on.
         request_bytes: Size of its request as JSON.
     """
@@ -78,7 +86,7 @@ def plan(files: Files) -> Plan:
     algorithm = Algorithm(federation, files.server)
     weights = algorithm.model.state_dict()
     encoded = encode({**weights, **algorithm.aggregator.extra(weights)})
-    ref = _ref(federation.server_configs.comm_configs.proxystore_configs, encoded)
+    ref = _ref(federation.server_configs.comm_configs, encoded)
     return Plan(
         rounds=federation.server_configs.num_global_epochs,
         parameters=sum(p.numel() for p in algorithm.model.parameters() if p.requires_grad),
@@ -88,13 +96,18 @@ def plan(files: Files) -> Plan:
     )
 
 
-def _ref(configs: ProxystoreConfigs, encoded: bytes) -> Ref:
-    """What stands for the model in a request, as large as it will be."""
-    if not configs.enable_proxystore:
+def _ref(configs: ServerCommConfigs, encoded: bytes) -> Ref:
+    """What stands for the model in a request, about as large as it will be."""
+    proxystore = configs.proxystore_configs
+    if configs.s3_configs.enable_s3:
+        way, key = "s3", {"object": NOBODY, "url": 10 * NOBODY}
+    elif not proxystore.enable_proxystore or proxystore.connector_configs is None:
         return InlineTransport().put(encoded)
-    nobody = str(UUID(int=0))
-    key = {"object_id": nobody, "endpoint_id": nobody}
-    return Ref("proxystore", key, len(encoded), digest(encoded))
+    elif proxystore.connector_configs.store_dir is not None:
+        way, key = "file", {"name": NOBODY}
+    else:
+        way, key = "proxystore", {"object_id": NOBODY, "endpoint_id": NOBODY}
+    return Ref(way, key, len(encoded), digest(encoded))
 
 
 def _shipments(federation: Federation, model: Ref) -> list[Shipment]:
@@ -128,7 +141,7 @@ def show(found: Plan, console: Console) -> None:
             shipment.client_id,
             shipment.endpoint,
             shipment.device,
-            "inside the request" if shipment.way == "inline" else "by ProxyStore",
+            WAYS[shipment.way],
             f"{shipment.request_bytes / 1e3:.1f} kB",
         )
     console.print(table)

@@ -23,7 +23,7 @@ from fl.server import checkpoint
 from fl.server.checkpoint import SiteMemory, Snapshot
 from fl.server.events import ClientFailed, Event, RoundEnded, RoundStarted, SiteChanged, Warned
 from fl.server.sites import Task
-from fl.tensors import Tensors, encode
+from fl.tensors import Data, Tensors, pieces
 from fl.transport import Ref
 
 PACKAGES = ("fl-hpc", "globus-compute-sdk", "proxystore", "torch", "safetensors", "numpy")
@@ -237,7 +237,7 @@ class Record:
         checkpoint.save(self.folder / "checkpoint.safetensors", snapshot)
         if self._accuracy is not None and (self._best is None or self._accuracy > self._best):
             self._best = self._accuracy
-            self._replace("best.safetensors", encode(snapshot.weights))
+            self._replace("best.safetensors", *pieces(snapshot.weights))
 
     def save(self, weights: Tensors) -> Path:
         """Write the final model.
@@ -248,7 +248,7 @@ class Record:
         Returns:
             Path of `model.safetensors`.
         """
-        self._replace("model.safetensors", encode(weights))
+        self._replace("model.safetensors", *pieces(weights))
         return self.folder / "model.safetensors"
 
     def _lines(self, name: str) -> list[Any]:
@@ -292,11 +292,12 @@ class Record:
         except OSError as error:
             raise _unusable(self.folder / name, error) from error
 
-    def _replace(self, name: str, content: bytes) -> None:
+    def _replace(self, name: str, *content: Data) -> None:
         path = self.folder / name
         temporary = path.with_name(f"{name}.part")
         try:
-            temporary.write_bytes(content)
+            with temporary.open("wb") as file:
+                file.writelines(content)
             temporary.replace(path)
         except OSError as error:
             raise _unusable(path, error) from error

@@ -33,7 +33,7 @@ from fl.server.schedulers import Scheduler, open_scheduler
 from fl.server.sites import Task, require_clients
 from fl.server.stopping import stalled
 from fl.tensors import Tensors
-from fl.transport import Transport, open_transport
+from fl.transport import Transport, open_server_transport
 
 
 @dataclass(frozen=True)
@@ -204,8 +204,7 @@ def _ways(federation: Federation) -> Iterator[_Ways]:
     with ExitStack() as stack:
         endpoints = open_endpoints(federation)
         stack.callback(endpoints.close)
-        configs = federation.server_configs.comm_configs.proxystore_configs
-        transport = open_transport(configs)
+        transport = open_server_transport(federation.server_configs.comm_configs)
         stack.callback(transport.close)
         clock = RealClock()
         stack.callback(clock.close)

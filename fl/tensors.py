@@ -1,67 +1,144 @@
 """A model as named tensors, and those as bytes: safetensors and a digest. No pickle.
 
 The format is https://github.com/huggingface/safetensors: a length, a JSON header with names,
-shapes and dtypes, then the raw values.
+shapes and dtypes, then the raw values. It is written and read here as views of memory, because the
+library's own functions copy a model two or three times.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 
 from fl.errors import FederationError
 
+# Torch then asks for huge pages: a fresh page costs more than the numbers that are written to it.
+# It looks for this when it first allocates; without the kernel's consent it changes nothing.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
 Tensors = dict[str, torch.Tensor]
+Data = bytes | bytearray | memoryview
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Safetensors' names of dtypes."""
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+LENGTH_BYTES = 8
+MALFORMED = (
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+)
+"""What reading a header raises that does not mean tensors."""
+HEADER_LIMIT = 100_000_000
+"""The largest header that is read, as in the library."""
 
 
 class TensorsError(FederationError):
     """Bytes are no tensors, or tensors are not those of the model."""
 
 
-def encode(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """Write tensors as safetensors.
+def pieces(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> list[memoryview]:
+    """Tensors as safetensors, without a copy of those that are contiguous and on the CPU.
 
     Args:
         tensors: Named tensors of any shape, dtype and device; tied ones are written twice.
+        metadata: Text to go with them.
+
+    Returns:
+        The header, then each tensor's own memory: what is written is what they hold by then.
+
+    Raises:
+        TensorsError: A dtype is none of safetensors'.
+    """
+    # The widest first, so that every tensor begins at a multiple of its own width.
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    begin = 0
+    for name, tensor in ordered:
+        if tensor.dtype not in NAMES:
+            raise TensorsError(f"{name}: safetensors has no {tensor.dtype}")
+        end = begin + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+        begin = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % LENGTH_BYTES)
+    head = len(text).to_bytes(LENGTH_BYTES, "little") + text
+    return [memoryview(head), *(memory(tensor) for _, tensor in ordered)]
+
+
+def encode(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """The `pieces` of tensors in one.
+
+    Args:
+        tensors: Named tensors of any shape, dtype and device.
 
     Returns:
         The encoded model, about as many bytes as its tensors hold.
     """
-    seen: set[int] = set()
-    plain: Tensors = {}
-    for name, tensor in tensors.items():
-        value = tensor.detach().cpu().contiguous()
-        storage = value.untyped_storage().data_ptr()
-        plain[name] = value.clone() if storage in seen else value
-        seen.add(storage)
-    return safetensors.torch.save(plain)
+    return b"".join(pieces(tensors))
 
 
-def decode(data: bytes) -> Tensors:
-    """Read what `encode` wrote.
+def decode(data: Data) -> Tensors:
+    """Read what `pieces` and `encode` wrote.
 
     Args:
-        data: The encoded model.
+        data: The encoded model. Where it can be written to, the tensors are views of it, and it
+            belongs to them from now on.
 
     Returns:
         Its tensors, on the CPU, with the shapes and dtypes they had.
 
     Raises:
-        TensorsError: The bytes are not safetensors.
+        TensorsError: The bytes are not safetensors. Nothing is allocated by what they promise.
     """
+    header, begin = read_header(data)
+    body = memoryview(data)[begin:]
+    if body.readonly:
+        body = memoryview(bytearray(body))
+    tensors: Tensors = {}
+    end = 0
     try:
-        return safetensors.torch.load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        # The last two are torch's, of shapes that hold no values and overflow its strides.
-        reason = " ".join(str(error).split())
-        raise TensorsError(
-            f"not a safetensors model of {len(data)} bytes: {reason:.200}"
-        ) from error
+        header.pop("__metadata__", None)
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            tensors[name], end = _view(body, entry, end)
+    except MALFORMED as error:
+        raise _foreign(data, f"{type(error).__name__}: {error}") from error
+    if end != len(body):
+        raise _foreign(data, f"its tensors hold {end} bytes, {len(body)} follow its header")
+    return tensors
 
 
 def largest_encoding(tensors: Mapping[str, torch.Tensor]) -> int:
@@ -78,9 +155,66 @@ def largest_encoding(tensors: Mapping[str, torch.Tensor]) -> int:
     return values + header + 64
 
 
-def digest(data: bytes) -> str:
+def read_header(data: Data) -> tuple[dict[str, Any], int]:
+    """The header of encoded tensors.
+
+    Args:
+        data: The encoded model.
+
+    Returns:
+        The header, and where the values begin.
+
+    Raises:
+        TensorsError: There is none.
+    """
+    begin = LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little")
+    if not LENGTH_BYTES < begin <= min(len(data), HEADER_LIMIT):
+        raise _foreign(data, f"its header would end at byte {begin}")
+    try:
+        header = json.loads(bytes(data[LENGTH_BYTES:begin]))
+    except (ValueError, RecursionError) as error:
+        raise _foreign(data, f"{type(error).__name__}: {error}") from error
+    if not isinstance(header, dict):
+        raise _foreign(data, "its header is no JSON object")
+    return header, begin
+
+
+def _view(body: memoryview, entry: Mapping[str, Any], expected: int) -> tuple[torch.Tensor, int]:
+    """The tensor of a header's entry, which begins where the last one ended; and its own end."""
+    dtype, shape = DTYPES[entry["dtype"]], entry["shape"]
+    begin, end = entry["data_offsets"]
+    if not all(type(size) is int and size >= 0 for size in (begin, *shape)):
+        raise ValueError("sizes are counts")
+    count = math.prod(shape)
+    if begin != expected or end != begin + count * dtype.itemsize or end > len(body):
+        raise ValueError(f"bytes {begin} to {end} do not fit a tensor of {shape}")
+    if count == 0:
+        return torch.empty(shape, dtype=dtype), end
+    return torch.frombuffer(body, dtype=dtype, count=count, offset=begin).reshape(shape), end
+
+
+def _foreign(data: Data, reason: str) -> TensorsError:
+    told = " ".join(reason.split())  # torch adds its own traceback
+    return TensorsError(f"not a safetensors model of {len(data)} bytes: {told:.200}")
+
+
+def memory(tensor: torch.Tensor) -> memoryview:
+    """A tensor's values as bytes: its own memory, where that is contiguous and on the CPU."""
+    values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return values.numpy().data
+
+
+def digest(*data: Data) -> str:
     """SHA-256 of encoded bytes, in hex."""
-    return hashlib.sha256(data).hexdigest()
+    sha256 = hashlib.sha256()
+    for piece in data:
+        sha256.update(piece)
+    return sha256.hexdigest()
+
+
+def size(data: Sequence[Data]) -> int:
+    """Bytes of all pieces."""
+    return sum(len(piece) for piece in data)
 
 
 def require_same_layout(expected: Mapping[str, torch.Tensor], given: Tensors) -> None:
@@ -102,5 +236,17 @@ def require_same_layout(expected: Mapping[str, torch.Tensor], given: Tensors) ->
                 f"{name} is {other.dtype} {list(other.shape)}, "
                 f"the model's is {tensor.dtype} {list(tensor.shape)}"
             )
-        if not torch.isfinite(other).all():
+        if not _finite(other):
             raise TensorsError(f"{name} holds NaN or infinity")
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    """Whether every value is; by the extremes, which reads memory once (NaN is one of them)."""
+    if tensor.is_complex():
+        return _finite(torch.view_as_real(tensor))
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    if tensor.element_size() == 1:  # torch compares no float8
+        tensor = tensor.float()
+    least, greatest = torch.aminmax(tensor)
+    return math.isfinite(least.item()) and math.isfinite(greatest.item())

@@ -85,15 +85,15 @@ def test_the_tutorials_experiment_runs(folder, monkeypatch):
         ("client_configs.train_configs.trainer_path=./trainer.py", "set trainer"),
         (
             "client_configs.comm_configs.compressor_configs.enable_compression=true",
-            "enable_compression: false",
+            "lossy_compressor: bf16, fp16 or int8",
         ),
         (
-            "client_configs.comm_configs.compressor_configs.enable_compresion=true",
-            "enable_compression: false",
+            "clients.0.comm_configs.compressor_configs.enable_compression=true",
+            "client_configs.comm_configs.compressor_configs of the server's file",
         ),
         (
             "client_configs.comm_configs.s3_configs.enable_s3=true",
-            "comm_configs.proxystore_configs in both files",
+            "server_configs.comm_configs.s3_configs",
         ),
         ("client_configs.comm_configs.grpc_configs={port: 1}", "unknown key"),
         ("server_configs.scheduler_kwargs.same_init_model=false", "every client starts from"),
@@ -107,7 +107,7 @@ def test_the_tutorials_experiment_runs(folder, monkeypatch):
             "connector_type: EndpointConnector",
         ),
         (
-            "clients.0.comm_configs.proxystore_configs={connector_type: FileConnector}",
+            "clients.0.comm_configs.proxystore_configs={connector_type: GlobusConnector}",
             "connector_type: EndpointConnector",
         ),
         ("client_configs.train_configs.metric_path=null", "metric_path and metric_name"),

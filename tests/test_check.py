@@ -28,7 +28,8 @@ class Shelf:
     def __init__(self):
         self.held = {}
 
-    def put(self, data):
+    def put(self, *pieces):
+        data = b"".join(pieces)
         key = str(len(self.held))
         self.held[key] = data
         return Ref("shelf", {"key": key}, len(data), digest(data))
@@ -41,6 +42,9 @@ class Shelf:
     def evict(self, ref):
         self.held.pop(ref.key["key"], None)
 
+    def grant(self, size):
+        return None
+
     def close(self):
         pass
 
@@ -48,8 +52,8 @@ class Shelf:
 @pytest.fixture
 def shelf(monkeypatch):
     shelf = Shelf()
-    monkeypatch.setattr(checks, "open_transport", lambda _configs: shelf)
-    monkeypatch.setattr(task, "_transport", lambda _configs: shelf)
+    monkeypatch.setattr(checks, "open_server_transport", lambda _configs: shelf)
+    monkeypatch.setattr(task, "_transport", lambda _configs, _upload: shelf)
     return shelf
 
 

@@ -105,6 +105,16 @@ def set_key(path, value):
             {"proxystore_configs": {"enable_proxystore": True}},
             "needs connector_configs.endpoints",
         ),
+        (
+            "client_configs.comm_configs",
+            {"compressor_configs": {"enable_compression": True}},
+            "needs lossy_compressor or lossless_compressor",
+        ),
+        (
+            "server_configs.comm_configs.proxystore_configs",
+            {"enable_proxystore": True, "connector_type": "FileConnector"},
+            "needs connector_configs.store_dir",
+        ),
     ],
 )
 def test_a_fault_is_one_line_with_file_key_and_remedy(load, tmp_path, path, value, expected):

@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import boto3
 import pytest
 import yaml
+from moto.server import ThreadedMotoServer
 
 from fl.tensors import decode
+from fl.transport.inline import LIMIT_BYTES
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FL_RUN = Path(sys.executable).with_name("fl-run")
@@ -129,3 +132,75 @@ def test_a_mistake_is_one_line_and_an_exit_code(files, change, code, expected):
     assert len(errors) == 1, done.stderr
     assert errors[0].startswith("error: ")
     assert expected in errors[0]
+
+
+@pytest.fixture
+def bucket():
+    """An S3 bucket of moto's, over HTTP."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    keys = {"aws_access_key_id": "k", "aws_secret_access_key": "s", "region_name": "us-east-1"}
+    client = boto3.client("s3", endpoint_url=url, **keys)
+    client.create_bucket(Bucket="models")
+    yield url, client
+    client.close()
+    server.stop()
+
+
+def test_narrow_updates_go_through_a_bucket_that_only_the_server_has_keys_of(files, bucket):
+    url, client = bucket
+
+    def change(server, clients):
+        server["server_configs"] |= {"num_global_epochs": 1}
+        server["server_configs"]["comm_configs"] = {
+            "s3_configs": {
+                "enable_s3": True,
+                "s3_bucket": "models",
+                "s3_creds_file": str(keys),
+                "s3_endpoint_url": url,
+            }
+        }
+        server["client_configs"]["comm_configs"] = {
+            "compressor_configs": {
+                "enable_compression": True,
+                "lossy_compressor": "bf16",
+                "lossless_compressor": "zstd",
+            }
+        }
+
+    keys = files().joinpath("keys.csv")
+    keys.write_text("us-east-1,key,secret\n")
+    folder = files(change)
+    done = fl_run(folder)
+    assert done.returncode == 0, done.stderr
+    (metrics,) = folder.glob("runs/*/metrics.jsonl")
+    (line,) = [json.loads(text) for text in metrics.read_text().splitlines()]
+    assert len(line["updates"]) == 2
+    assert line["bytes_up"] < 0.6 * line["bytes_down"]
+    assert client.list_objects_v2(Bucket="models")["KeyCount"] == 0
+    assert "Uploads" not in client.list_multipart_uploads(Bucket="models")
+
+
+def test_models_too_large_for_a_task_go_through_a_folder(files, tmp_path):
+    def change(server, clients):
+        server["client_configs"]["model_configs"]["model_kwargs"]["width"] = 320
+        server["client_configs"]["train_configs"] |= {
+            "mode": "step",
+            "num_local_steps": 1,
+            "do_validation": False,
+        }
+        server["server_configs"] |= {"num_global_epochs": 1, "server_validation": False}
+        way = {
+            "enable_proxystore": True,
+            "connector_type": "FileConnector",
+            "connector_configs": {"store_dir": str(tmp_path / "models")},
+        }
+        for configs in (server["server_configs"], *clients["clients"]):
+            configs["comm_configs"] = {"proxystore_configs": way}
+
+    done = fl_run(files(change))
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    assert (run / "model.safetensors").stat().st_size > LIMIT_BYTES
+    assert list((tmp_path / "models").iterdir()) == []

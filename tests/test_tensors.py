@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fl.tensors import TensorsError, decode, digest, encode, require_same_layout
+from fl.tensors import TensorsError, decode, digest, encode, pieces, require_same_layout, size
 
 
 def model():
@@ -131,3 +132,73 @@ def test_layout_differences_are_named(change, expected):
 
 def test_digest_is_sha256():
     assert digest(b"abc").startswith("ba7816bf8f01cfea")
+
+
+def test_the_library_reads_what_is_written_and_the_other_way_round():
+    original = {**model(), "flag": torch.tensor([True]), "wide": torch.ones(2).double()}
+    for copy in (
+        safetensors.torch.load(encode(original)),
+        decode(safetensors.torch.save(original)),
+    ):
+        for name, tensor in original.items():
+            assert copy[name].dtype == tensor.dtype
+            assert torch.equal(copy[name], tensor)
+
+
+def test_pieces_are_the_tensors_own_memory_and_what_is_decoded_is_the_buffers():
+    tensors = {"weight": torch.zeros(3)}
+    written = pieces(tensors)
+    tensors["weight"].fill_(1)
+    buffer = bytearray(b"".join(written))
+    assert size(written) == len(buffer)
+    read = decode(buffer)
+    assert read["weight"].tolist() == [1, 1, 1]
+    buffer[-4:] = bytes(4)
+    assert read["weight"].tolist() == [1, 1, 0]
+
+
+def with_header(header, body=b"12345678"):
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + body
+
+
+def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+def test_a_header_that_fits_is_read():
+    assert decode(with_header({"a": entry()}))["a"].shape == (2,)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        [],
+        {},
+        {"a": 5},
+        {"a": {**entry(), "dtype": "F31"}},
+        {"a": entry(shape=(2**62, 4))},
+        {"a": entry(shape=(-1, -2))},
+        {"a": entry(shape=(True, 2))},
+        {"a": entry(shape=(0, 2**70), offsets=(0, 0)), "b": entry()},
+        {"a": entry(offsets=(0, 2**70))},
+        {"a": entry(offsets=(-8, 0))},
+        {"a": entry(), "b": entry()},  # the same bytes twice
+        {"a": entry(shape=(1,), offsets=(4, 8))},  # a hole
+        {"a": entry(shape=(1,), offsets=(0, 4))},  # bytes that are nobody's
+    ],
+)
+def test_headers_that_do_not_fit_their_bytes_are_refused(header):
+    with pytest.raises(TensorsError, match="not a safetensors model"):
+        decode(with_header(header))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.complex64])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_no_value_that_is_not_finite_passes(dtype, value):
+    expected = {"a": torch.zeros(70, dtype=dtype)}
+    given = {"a": torch.zeros(70, dtype=dtype)}
+    require_same_layout(expected, given)
+    given["a"][69] = value
+    with pytest.raises(TensorsError, match="a holds NaN or infinity"):
+        require_same_layout(expected, given)

@@ -26,7 +26,7 @@ from fl.client.request import CheckRequest, RehearseRequest, RequestError
 from fl.client.warm import seed_all
 from fl.config import TrainConfigs
 from fl.errors import FederationError
-from fl.tensors import Tensors, decode, require_same_layout
+from fl.tensors import Data, Tensors, decode, require_same_layout
 from fl.transport import Ref, Transport
 
 Value = TypeVar("Value")
@@ -136,15 +136,14 @@ def versions() -> dict[str, str]:
 
 def _travel(
     items: Items, wanted: CheckRequest | RehearseRequest, connect: Callable[[], Transport]
-) -> tuple[bytes | None, Ref | None]:
+) -> tuple[Data | None, Ref | None]:
     """The server's bytes to here, and as many of this site's to where it can fetch them."""
-    by = "proxystore" if wanted.proxystore_configs.enable_proxystore else "inline"
-    way = items.attempt("way", lambda: (connect(), f"models travel by {by}"))
+    ref = Ref.from_json(wanted.model)
+    way = items.attempt("way", lambda: (connect(), f"models travel by {ref.transport}"))
     if way is None:
         return None, None
-    ref = Ref.from_json(wanted.model)
 
-    def receive() -> tuple[bytes, str]:
+    def receive() -> tuple[Data, str]:
         return way.get(ref), f"{decimal(ref.size)} from the server"
 
     received = items.attempt("download", receive)
@@ -157,7 +156,7 @@ def _travel(
     return received, items.attempt("upload", send)
 
 
-def _rehearse(items: Items, wanted: RehearseRequest, received: bytes) -> None:
+def _rehearse(items: Items, wanted: RehearseRequest, received: Data) -> None:
     """What a round does between the two ways."""
     configs, policy = wanted.train_configs, site_policy()
     items.attempt("disk", lambda: _disk(len(received)))

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from fl.client.site_state import NAME
 from fl.config import (
+    CompressorConfigs,
     DataConfigs,
     ModelConfigs,
     PositiveInt,
@@ -44,6 +45,8 @@ class EvaluateRequest(Section):
     """The client's data."""
     proxystore_configs: ProxystoreConfigs
     """The client's way for models."""
+    upload: dict[str, Any] | None = None
+    """The server's grant to put one object by its own way, which is then the client's as well."""
 
 
 class TrainRequest(EvaluateRequest):
@@ -54,6 +57,8 @@ class TrainRequest(EvaluateRequest):
     operation: Literal["train"]  # type: ignore[assignment]  # the one field that differs
     round: Annotated[int, Field(ge=0)]
     """The round; seeds derive from it."""
+    compressor_configs: CompressorConfigs = CompressorConfigs()
+    """The format of what is sent back."""
     update: Literal["difference", "model"] = "model"
     """What to send back: what training added to the model, or the trained model."""
     steps: PositiveInt | None = None
@@ -79,6 +84,8 @@ class CheckRequest(Section):
     """A Ref to what the server put."""
     proxystore_configs: ProxystoreConfigs
     """The client's way for models."""
+    upload: dict[str, Any] | None = None
+    """As in `EvaluateRequest`."""
     until: UnixSeconds
     """When the server stops waiting: what is put later is never fetched."""
 

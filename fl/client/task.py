@@ -33,9 +33,10 @@ from fl.client.request import (
 )
 from fl.client.trainer import TrainingError
 from fl.client.warm import seed_all
+from fl.compression import compress
 from fl.config import ProxystoreConfigs
-from fl.tensors import Tensors, decode, encode, require_same_layout
-from fl.transport import Ref, Transport, open_transport
+from fl.tensors import Tensors, decode, pieces, require_same_layout
+from fl.transport import Ref, SignedS3, Transport, open_transport
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
@@ -108,7 +109,8 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
             with phases("validate"):
                 metrics |= _metrics("val", trainer.evaluate(model, validation_set, configs))
         with phases("put"):
-            sent = _transport(wanted.proxystore_configs).put(encode(update))
+            coded = compress(update, wanted.compressor_configs)
+            sent = _transport(wanted.proxystore_configs, wanted.upload).put(*pieces(coded))
     return {
         "job": wanted.job,
         "update": sent.to_json(),
@@ -172,7 +174,7 @@ def check(request: dict[str, Any]) -> dict[str, Any]:
         What was found.
     """
     wanted = read(CheckRequest, request)
-    return prove(wanted, lambda: _transport(wanted.proxystore_configs))
+    return prove(wanted, lambda: _transport(wanted.proxystore_configs, wanted.upload))
 
 
 def rehearse(request: dict[str, Any]) -> dict[str, Any]:
@@ -185,7 +187,7 @@ def rehearse(request: dict[str, Any]) -> dict[str, Any]:
         What was found: of the data, how many samples of what shape and which classes.
     """
     wanted = read(RehearseRequest, request)
-    return prove(wanted, lambda: _transport(wanted.proxystore_configs))
+    return prove(wanted, lambda: _transport(wanted.proxystore_configs, wanted.upload))
 
 
 OPERATIONS = {
@@ -199,8 +201,10 @@ OPERATIONS = {
 _transports: dict[str, Transport] = {}
 
 
-def _transport(configs: ProxystoreConfigs) -> Transport:
-    """The client's way, kept open while the worker lives."""
+def _transport(configs: ProxystoreConfigs, upload: dict[str, Any] | None) -> Transport:
+    """The way that the server grants, or the client's own, kept open while the worker lives."""
+    if upload is not None:
+        return SignedS3(upload)
     key = configs.model_dump_json()
     if key not in _transports:
         _transports[key] = open_transport(configs)
@@ -210,8 +214,8 @@ def _transport(configs: ProxystoreConfigs) -> Transport:
 def _fetch(wanted: EvaluateRequest, phases: _Phases) -> tuple[Tensors, Tensors]:
     """The model that the server sent, and SCAFFOLD's control if it sent one."""
     with phases("get"):
-        encoded = _transport(wanted.proxystore_configs).get(Ref.from_json(wanted.model))
-        return control.split(decode(encoded))
+        transport = _transport(wanted.proxystore_configs, wanted.upload)
+        return control.split(decode(transport.get(Ref.from_json(wanted.model))))
 
 
 def _load(wanted: EvaluateRequest, received: Tensors) -> nn.Module:

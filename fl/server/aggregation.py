@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from fl.server.strategies.steps import State, wide
+from fl.server.strategies.steps import State, wide_dtype
 from fl.tensors import Tensors
+
+TILE = 1 << 20
+"""Numbers that are widened at a time."""
 
 ROLES = frozenset({"mean", "mean_of"})
 """What `WeightedMean.state` names its parts."""
@@ -46,7 +49,7 @@ class WeightedMean:
         if not 0 < weight < float("inf"):
             raise ValueError(f"an update's weight must be positive and finite, not {weight}")
         if self.count == 0:
-            self._mean = {name: torch.empty_like(wide(tensor)) for name, tensor in update.items()}
+            self._mean = {name: _room(tensor) for name, tensor in update.items()}
         self.total += weight
         self.count += 1
         for name, mean in self._mean.items():
@@ -90,9 +93,18 @@ class WeightedMean:
             self._mean = {name: tensor.clone() for name, tensor in state["mean"].items()}
 
 
+def _room(update: torch.Tensor) -> torch.Tensor:
+    """A tensor for the mean of such updates."""
+    return torch.empty(update.shape, dtype=wide_dtype(update.dtype))
+
+
 def _move(mean: torch.Tensor, update: torch.Tensor, share: float) -> None:
     """Move a mean so that the update has that share of it; 1 for the first."""
     if share == 1:
         mean.copy_(update)
-    else:
-        mean.lerp_(update.to(mean.dtype), share)
+    elif update.dtype == mean.dtype:
+        mean.lerp_(update, share)
+    else:  # by tiles, so that the widened update stays in the processor's cache
+        tiles = torch.split(mean.view(-1), TILE), torch.split(update.reshape(-1), TILE)
+        for part, narrow in zip(*tiles, strict=True):
+            part.lerp_(narrow.to(part.dtype), share)

@@ -10,19 +10,17 @@ state of a random generator needs to be kept.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from safetensors import SafetensorError
+import numpy as np
 
 from fl.errors import FederationError
 from fl.server.strategies import State
-from fl.tensors import Tensors
+from fl.tensors import Tensors, TensorsError, decode, digest, pieces, read_header
 
 FORMAT = "fl checkpoint 1"
 DIGEST_BYTES = 32
@@ -84,12 +82,12 @@ def save(file: Path, snapshot: Snapshot) -> None:
     Raises:
         CheckpointError: The disk is full, or the file cannot be written; the last one is whole.
     """
-    encoded = safetensors.torch.save(_tensors(snapshot), _metadata(snapshot))
+    encoded = pieces(_tensors(snapshot), _metadata(snapshot))
     temporary = file.with_suffix(".part")
     try:
         with temporary.open("wb") as stream:
-            stream.write(encoded)
-            stream.write(hashlib.sha256(encoded).digest())
+            stream.writelines(encoded)
+            stream.write(bytes.fromhex(digest(*encoded)))
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(file)
@@ -116,20 +114,19 @@ def load(file: Path) -> Snapshot:
         CheckpointError: There is none, it is damaged, or it was written by another version.
     """
     try:
-        content = file.read_bytes()
+        content = np.fromfile(file, np.uint8).data
     except FileNotFoundError as error:
         raise CheckpointError(f"{file}: there is no checkpoint: is this a run's folder?") from error
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
-    encoded, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
-    if hashlib.sha256(encoded).digest() != digest:
+    encoded, sha256 = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
+    if digest(encoded) != sha256.hex():
         raise CheckpointError(
             f"{file}: is torn or damaged: its {len(content)} bytes do not match their digest"
         )
     try:
-        tensors = safetensors.torch.load(encoded)
-        return _snapshot(tensors, _read_metadata(file, encoded))
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        return _snapshot(decode(encoded), _read_metadata(file, encoded))
+    except (TensorsError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: is no checkpoint: {error}") from error
 
 
@@ -138,8 +135,7 @@ def _tensors(snapshot: Snapshot) -> Tensors:
     named = {f"model/{name}": tensor for name, tensor in snapshot.weights.items()}
     for role, tensors in snapshot.aggregator.items():
         named |= {f"aggregator/{role}/{name}": tensor for name, tensor in tensors.items()}
-    # Tied weights are written twice: each name is read back as a tensor of its own.
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}
+    return named
 
 
 def _metadata(snapshot: Snapshot) -> dict[str, str]:
@@ -153,10 +149,9 @@ def _metadata(snapshot: Snapshot) -> dict[str, str]:
     return {"format": FORMAT, "state": json.dumps(rest)}
 
 
-def _read_metadata(file: Path, encoded: bytes) -> dict[str, Any]:
+def _read_metadata(file: Path, encoded: memoryview) -> dict[str, Any]:
     """The JSON part; refused where another version's."""
-    length = int.from_bytes(encoded[:8], "little")
-    metadata = json.loads(encoded[8 : 8 + length]).get("__metadata__", {})
+    metadata = read_header(encoded)[0].get("__metadata__", {})
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{file}: was written as {metadata.get('format')!r}, this version reads {FORMAT!r}; "

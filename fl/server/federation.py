@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 from uuid import uuid4
 
 from fl.client.trainer import Evaluation
+from fl.compression import decompress
 from fl.config import Federation
 from fl.endpoints.base import Endpoints, JSONObject, SiteError
 from fl.errors import FederationError
@@ -26,9 +28,10 @@ from fl.server.requests import train_request
 from fl.server.round import Round
 from fl.server.schedulers import Answer, Assignment, Scheduler, View
 from fl.server.sites import Arrival, Sites, State, Task
-from fl.tensors import Tensors, decode, encode, largest_encoding, require_same_layout
+from fl.tensors import Tensors, decode, largest_encoding, pieces, require_same_layout
 from fl.transport import GoneError, Ref, Transport, TransportError, UnreachableError
 
+Put = TypeVar("Put")
 Evaluator = Callable[[Tensors], Evaluation]
 
 FETCHES = 4
@@ -37,6 +40,9 @@ REJECTIONS = 3
 """Answers in a row that are not believed before their site gets no more tasks."""
 FETCH_PAUSE_SECONDS = 2.0
 """Before an update is asked for again; four times as long each time."""
+
+HEADER_ROOM = 1_000_000
+"""Bytes that an update may have beyond the model's."""
 
 
 class RoundError(FederationError):
@@ -176,15 +182,15 @@ class Server:
         """The round's model, put once for all who need it."""
         if this.version not in self._models:
             with this.phase("broadcast"):
-                encoded = encode(self._layout(this))
-                self._models[this.version] = self._insist(lambda: self._transport.put(encoded))
+                encoded = pieces(self._layout(this))
+                self._models[this.version] = self._insist(lambda: self._transport.put(*encoded))
         return self._models[this.version]
 
     def _layout(self, this: Round) -> Tensors:
         """What is sent, and what an update looks like: the model, and the aggregator's own."""
         return {**this.weights, **self._aggregator.extra(this.weights)}
 
-    def _insist(self, put: Callable[[], Ref]) -> Ref:
+    def _insist(self, put: Callable[[], Put]) -> Put:
         """Try again while the server's own way is down, up to the round's deadline."""
         give_up = self._clock.now() + self._patience
         pause = 1.0
@@ -222,6 +228,7 @@ class Server:
             steps=assignment.steps,
             learning_rate_scale=assignment.learning_rate_scale,
             control_version=self._memory[name].accepted,
+            upload=self._insist(lambda: self._transport.grant(_most_bytes(model.size))),
         )
         task = self._sites.send(name, this.version, job, request)
         this.bytes_down += model.size
@@ -274,11 +281,12 @@ class Server:
     def _fetch(self, this: Round, ref: Ref) -> Tensors:
         """An update, once it is known that there is room for it, and that it is one."""
         layout = self._layout(this)
-        if ref.size > (most := largest_encoding(layout)):
+        if ref.size > (most := _most_bytes(largest_encoding(layout))):
             raise TransportError(f"its update claims {ref.size} bytes, {most} are the most")
         if self._is_model(ref):
             raise TransportError("its update is the model that it was sent")
-        update = decode(self._transport.get(ref))
+        compressor = self._federation.client_configs.comm_configs.compressor_configs
+        update = decompress(decode(self._transport.get(ref)), layout, compressor)
         require_same_layout(layout, update)
         return update
 
@@ -471,3 +479,8 @@ class _Retry:
 
 def _key(answer: Answer) -> tuple[str, int]:
     return answer.client_id, answer.turn
+
+
+def _most_bytes(model: int) -> int:
+    """What an update may have; zstd makes what it cannot compress a little longer."""
+    return int(1.01 * model) + HEADER_ROOM

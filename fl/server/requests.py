@@ -20,6 +20,7 @@ def train_request(
     steps: int | None = None,
     learning_rate_scale: float = 1.0,
     control_version: int | None = None,
+    upload: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A request for local training.
 
@@ -34,10 +35,12 @@ def train_request(
         steps: Minibatch steps instead of what the client's `train_configs` say, or None.
         learning_rate_scale: Factor of the client's learning rate.
         control_version: The turn of the client's last update that was used, or None.
+        upload: The server's grant to put the update, or None.
 
     Returns:
         JSON types only.
     """
+    compressor = federation.client_configs.comm_configs.compressor_configs
     return {
         "operation": "train",
         "round": turn,
@@ -50,17 +53,22 @@ def train_request(
         "learning_rate_scale": learning_rate_scale,
         "control_version": control_version,
         **_experiment(federation, client),
+        "compressor_configs": compressor.model_dump(mode="json"),
         "proxystore_configs": client.comm_configs.proxystore_configs.model_dump(mode="json"),
+        "upload": upload,
     }
 
 
-def check_request(client: Client, model: Ref, *, until: float) -> dict[str, Any]:
+def check_request(
+    client: Client, model: Ref, *, until: float, upload: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """A request to prove that models move.
 
     Args:
         client: Who shall prove it.
         model: What the server put.
         until: Unix seconds at which nobody waits for the answer any more.
+        upload: The server's grant to put an object as large, or None.
 
     Returns:
         JSON types only.
@@ -71,11 +79,17 @@ def check_request(client: Client, model: Ref, *, until: float) -> dict[str, Any]
         "model": model.to_json(),
         "proxystore_configs": client.comm_configs.proxystore_configs.model_dump(mode="json"),
         "until": until,
+        "upload": upload,
     }
 
 
 def rehearse_request(
-    federation: Federation, client: Client, model: Ref, *, until: float
+    federation: Federation,
+    client: Client,
+    model: Ref,
+    *,
+    until: float,
+    upload: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A request to prove that a site can do its part in a run.
 
@@ -84,11 +98,12 @@ def rehearse_request(
         client: Who shall prove it.
         model: What would be sent in a round.
         until: As for `check_request`.
+        upload: As for `check_request`.
 
     Returns:
         JSON types only.
     """
-    request = check_request(client, model, until=until)
+    request = check_request(client, model, until=until, upload=upload)
     return {**request, "operation": "rehearse", **_experiment(federation, client)}
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from fl.errors import FederationError
-from fl.tensors import digest
+from fl.tensors import Data, digest, size
 
 
 class TransportError(FederationError):
@@ -78,11 +81,11 @@ def _is_plain(part: Any) -> bool:
 class Transport(Protocol):
     """One way of moving bytes."""
 
-    def put(self, data: bytes) -> Ref:
+    def put(self, *pieces: Data) -> Ref:
         """Make bytes reachable for the other side.
 
         Args:
-            data: An encoded model.
+            pieces: An encoded model, whole or as `fl.tensors.pieces` gives it.
 
         Returns:
             The reference to send instead of it.
@@ -91,14 +94,14 @@ class Transport(Protocol):
             TransportError: They could not be put.
         """
 
-    def get(self, ref: Ref) -> bytes:
+    def get(self, ref: Ref) -> Data:
         """Fetch bytes that the other side put, and check them against their reference.
 
         Args:
-            ref: Their reference.
+            ref: Their reference; no more memory is taken than it says.
 
         Returns:
-            The bytes.
+            The bytes, which belong to the caller.
 
         Raises:
             TransportError: They are gone, out of reach, or not what the reference says.
@@ -114,11 +117,54 @@ class Transport(Protocol):
             TransportError: The place that holds them could not be reached.
         """
 
+    def grant(self, size: int) -> dict[str, Any] | None:
+        """What a site needs to put one object by this way.
+
+        Args:
+            size: The most bytes that it will put.
+
+        Returns:
+            JSON types; None where sites need nothing from the server.
+
+        Raises:
+            TransportError: The place for it could not be reached.
+        """
+
     def close(self) -> None:
         """Release connections."""
 
 
-def verified(ref: Ref, data: bytes) -> bytes:
+def ref_to(transport: str, key: Mapping[str, str], pieces: Sequence[Data]) -> Ref:
+    """The reference to bytes that were put."""
+    return Ref(transport, key, size(pieces), digest(*pieces))
+
+
+def receive(ref: Ref, chunks: Iterable[Data]) -> Data:
+    """Bytes that arrive bit by bit, in a buffer of their reference's size, hashed meanwhile.
+
+    Args:
+        ref: The reference.
+        chunks: What arrives; no more of it is taken than the reference says.
+
+    Returns:
+        The buffer.
+
+    Raises:
+        TransportError: Size or digest differ.
+    """
+    # NumPy's memory is of huge pages and not written with zeros first: ten times faster to fill.
+    buffer, sha256, end = np.empty(ref.size, np.uint8).data, hashlib.sha256(), 0
+    for chunk in chunks:
+        begin, end = end, end + len(chunk)
+        if end > ref.size:
+            raise TransportError(f"model arrived with more than its {ref.size} bytes")
+        buffer[begin:end] = chunk
+        sha256.update(chunk)
+    _require(ref, end, sha256.hexdigest())
+    return buffer
+
+
+def verified(ref: Ref, data: Data) -> Data:
     """Bytes that are what their reference says.
 
     Args:
@@ -131,8 +177,12 @@ def verified(ref: Ref, data: bytes) -> bytes:
     Raises:
         TransportError: Size or digest differ.
     """
-    if len(data) != ref.size:
-        raise TransportError(f"model arrived with {len(data)} bytes instead of {ref.size}")
-    if digest(data) != ref.sha256:
-        raise TransportError("model arrived damaged: its digest differs from its reference")
+    _require(ref, len(data), digest(data))
     return data
+
+
+def _require(ref: Ref, received: int, sha256: str) -> None:
+    if received != ref.size:
+        raise TransportError(f"model arrived with {received} bytes instead of {ref.size}")
+    if sha256 != ref.sha256:
+        raise TransportError("model arrived damaged: its digest differs from its reference")

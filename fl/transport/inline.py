@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 
-from fl.tensors import digest
-from fl.transport.base import Ref, TransportError, verified
+from fl.tensors import Data, size
+from fl.transport.base import Ref, TransportError, ref_to, verified
 
 # A submit request may hold 10 MB. Base64 takes 4 characters for 3 bytes, the SDK's own packing a
 # few more; what is left is for the rest of the request.
@@ -18,18 +18,19 @@ class InlineTransport:
 
     name = "inline"
 
-    def put(self, data: bytes) -> Ref:
+    def put(self, *pieces: Data) -> Ref:
         """See `Transport.put`; models over `LIMIT_BYTES` are refused before they are sent."""
-        if len(data) > LIMIT_BYTES:
+        if (total := size(pieces)) > LIMIT_BYTES:
             raise TransportError(
-                f"model of {len(data) / 1e6:.1f} MB is too large to travel inside a task "
+                f"model of {total / 1e6:.1f} MB is too large to travel inside a task "
                 f"({LIMIT_BYTES / 1e6:.1f} MB at most); set "
                 "comm_configs.proxystore_configs.enable_proxystore in server.yaml and clients.yaml"
+                " (with connector_type FileConnector where all clients are on this machine)"
             )
-        key = {"base64": base64.b64encode(data).decode()}
-        return Ref(self.name, key, len(data), digest(data))
+        key = {"base64": base64.b64encode(b"".join(pieces)).decode()}
+        return ref_to(self.name, key, pieces)
 
-    def get(self, ref: Ref) -> bytes:
+    def get(self, ref: Ref) -> Data:
         """See `Transport.get`."""
         if ref.transport != self.name or "base64" not in ref.key:
             raise TransportError(
@@ -43,6 +44,9 @@ class InlineTransport:
 
     def evict(self, ref: Ref) -> None:
         """Nothing is kept anywhere."""
+
+    def grant(self, size: int) -> None:
+        """See `Transport.grant`: an answer carries its model."""
 
     def close(self) -> None:
         """Nothing is open."""

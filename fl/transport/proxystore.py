@@ -1,17 +1,16 @@
 """Models through ProxyStore endpoints, peer to peer: https://docs.proxystore.dev/latest/guides/endpoints/.
 
-`EndpointConnector` finds the endpoint of this machine among the federation's; the bytes then go
-through ProxyStore's own HTTP client, with a session of ours, because the connector's session
-waits for ever. Raw bytes are stored, never ProxyStore's serialized objects: its deserializer
-takes a pickle from anyone.
+`EndpointConnector` finds the endpoint of this machine among the federation's; the bytes then go to
+and from its HTTP interface with a session of ours, because the connector's session waits for ever,
+and ProxyStore's own functions hold an object three times and take whatever size comes. Raw bytes
+are stored, never ProxyStore's serialized objects: its deserializer takes a pickle from anyone.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -19,16 +18,23 @@ import requests
 from proxystore.connectors.endpoint import EndpointConnector, EndpointConnectorError
 from proxystore.endpoint import client
 
-from fl.tensors import digest
-from fl.transport.base import GoneError, Ref, TransportError, UnreachableError, verified
+from fl.tensors import Data, size
+from fl.transport.base import (
+    GoneError,
+    Ref,
+    TransportError,
+    UnreachableError,
+    receive,
+    ref_to,
+)
 
 CONNECT_SECONDS = 10.0
 # An endpoint answers a get only once it has the whole object from its peer. Peers have been
 # measured at 29 MB/s on one host; a tenth of that is taken for dead.
 BASE_SECONDS = 60.0
 BYTES_PER_SECOND = 3e6
-CHUNK_BYTES = 1_048_576
-TEXT_BYTES = 65_536
+CHUNK_BYTES = 1 << 20
+TEXT_BYTES = 1 << 16
 """What an endpoint may say that is no model: an error."""
 
 
@@ -58,57 +64,68 @@ class ProxystoreTransport:
         self._known = {str(endpoint) for endpoint in endpoints}
         self._session = _DeadlineSession()
 
-    def put(self, data: bytes) -> Ref:
+    def put(self, *pieces: Data) -> Ref:
         """See `Transport.put`."""
-        object_id = str(uuid.uuid4())
-        with self._deadline(len(data), "put"):
-            client.put(self._address, object_id, data, self._endpoint_id, session=self._session)
-        key = {"object_id": object_id, "endpoint_id": self._endpoint_id}
-        return Ref(self.name, key, len(data), digest(data))
-
-    def get(self, ref: Ref) -> bytes:
-        """See `Transport.get`."""
-        data = self._call(client.get, ref, "get", ref.size)
-        if data is None:
-            raise GoneError(
-                f"model {ref.key['object_id']} is no longer at ProxyStore endpoint "
-                f"{ref.key['endpoint_id']}"
+        key = {"object_id": str(uuid.uuid4()), "endpoint_id": self._endpoint_id}
+        with self._deadline(size(pieces), "put"):
+            response = self._session.post(
+                f"{self._address}/set", params=_parameters(key), data=_chunks(pieces)
             )
-        return verified(ref, data)
+            _require_ok(response)
+        return ref_to(self.name, key, pieces)
+
+    def get(self, ref: Ref) -> Data:
+        """See `Transport.get`."""
+        self._require_ours(ref)
+        with self._deadline(ref.size, "get"):
+            url = f"{self._address}/get"
+            with self._session.get(url, params=_parameters(ref.key), stream=True) as response:
+                if response.status_code == requests.codes.not_found:
+                    raise GoneError(
+                        f"model {ref.key['object_id']} is no longer at ProxyStore endpoint "
+                        f"{ref.key['endpoint_id']}"
+                    )
+                _require_ok(response)
+                return receive(ref, response.iter_content(CHUNK_BYTES))
 
     def evict(self, ref: Ref) -> None:
         """See `Transport.evict`."""
-        self._call(client.evict, ref, "evict", 0)
+        self._call(client.evict, ref, "evict")
+
+    def grant(self, size: int) -> None:
+        """See `Transport.grant`: sites have endpoints of their own."""
 
     def exists(self, ref: Ref) -> bool:
         """Whether the endpoint still holds an object; raises as `Transport.get` does."""
-        return bool(self._call(client.exists, ref, "exists", 0))
+        return bool(self._call(client.exists, ref, "exists"))
 
     def close(self) -> None:
         """Close the connection to the endpoint."""
         self._session.close()
 
-    def _call(self, operation: Callable[..., Any], ref: Ref, name: str, size: int) -> Any:
+    def _call(self, operation: Callable[..., Any], ref: Ref, name: str) -> Any:
+        self._require_ours(ref)
+        with self._deadline(0, name):
+            return operation(
+                self._address, ref.key["object_id"], ref.key["endpoint_id"], session=self._session
+            )
+
+    def _require_ours(self, ref: Ref) -> None:
         if ref.transport != self.name or not {"object_id", "endpoint_id"} <= ref.key.keys():
             raise TransportError(
                 f"model was sent by {ref.transport}, but this side is set up for {self.name}"
             )
         if ref.key["endpoint_id"] not in self._known:  # a stranger's word must not lead elsewhere
             raise TransportError("model is at a ProxyStore endpoint that is not of this federation")
-        with self._deadline(size, name):
-            return operation(
-                self._address, ref.key["object_id"], ref.key["endpoint_id"], session=self._session
-            )
 
     @contextmanager
-    def _deadline(self, size: int, name: str) -> Iterator[None]:
-        self._session.seconds = BASE_SECONDS + size / BYTES_PER_SECOND
-        self._session.most = max(size, TEXT_BYTES)
+    def _deadline(self, total: int, name: str) -> Iterator[None]:
+        self._session.seconds = BASE_SECONDS + total / BYTES_PER_SECOND
         try:
             yield
         except requests.RequestException as error:
             message = (
-                f"ProxyStore {name} of {size / 1e6:.1f} MB at {self._address} failed: "
+                f"ProxyStore {name} of {total / 1e6:.1f} MB at {self._address} failed: "
                 f"{_one_line(error)}"
             )
             if error.response is not None and name == "put":
@@ -125,20 +142,27 @@ class _DeadlineSession(requests.Session):
 
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
         kwargs.setdefault("timeout", (CONNECT_SECONDS, self.seconds))
-        response = super().request(*args, **kwargs)
-        if kwargs.get("stream"):  # else it has been read by now, and is the endpoint's own words
-            response.iter_content = partial(_at_most, self.most, response)  # type: ignore[method-assign]  # ProxyStore's client reads by it
-        return response
+        kwargs.setdefault("proxies", {"http": ""})  # the endpoint is on this machine or beside it
+        return super().request(*args, **kwargs)
 
 
-def _at_most(most: int, response: requests.Response, *_: Any, **__: Any) -> Iterator[bytes]:
-    """A response's bytes as they come, and no more of them than were announced."""
-    read = 0
-    for chunk in requests.Response.iter_content(response, CHUNK_BYTES):
-        read += len(chunk)
-        if read > most:
-            raise TransportError(f"model is larger than the {most} bytes that its reference says")
-        yield chunk
+def _parameters(key: Mapping[str, str]) -> dict[str, str]:
+    return {"key": key["object_id"], "endpoint": key["endpoint_id"]}
+
+
+def _chunks(pieces: Iterable[Data]) -> Iterator[bytes]:
+    for piece in pieces:
+        for begin in range(0, len(piece), CHUNK_BYTES):
+            yield bytes(piece[begin : begin + CHUNK_BYTES])
+
+
+def _require_ok(response: requests.Response) -> None:
+    if not response.ok:
+        said = next(response.iter_content(TEXT_BYTES), b"").decode(errors="replace")
+        raise requests.RequestException(
+            f"the endpoint returned HTTP status {response.status_code}: {said}",
+            response=response,
+        )
 
 
 def _one_line(error: Exception) -> str:

@@ -98,7 +98,7 @@ class Site:
             del request["round"]
             request.setdefault("until", time.time() + 60)
         if request["operation"] == "check":
-            request = {key: request[key] for key in CheckRequest.model_fields}
+            request = {key: request[key] for key in CheckRequest.model_fields if key in request}
         return request
 
     def answer(self, **changes):

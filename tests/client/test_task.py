@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from fl.client import site_code, task, trainer
-from fl.config import ModelConfigs, TrainConfigs
+from fl.compression import decompress
+from fl.config import CompressorConfigs, ModelConfigs, TrainConfigs
 
 VALIDATING = {"do_validation": True, "do_pre_validation": True}
 
@@ -96,6 +97,22 @@ def test_a_difference_is_the_trained_model_less_the_received(site, dtype):
             assert torch.equal(tensor, end[name] - start[name])
     assert torch.count_nonzero(moved["layers.0.weight"]) == 0
     assert torch.count_nonzero(moved["layers.3.bias"]) > 0
+
+
+@pytest.mark.parametrize("lossy", [None, "bf16", "int8"])
+def test_an_update_travels_in_the_format_that_the_server_wants(site, lossy):
+    wanted = {
+        "enable_compression": True,
+        "lossy_compressor": lossy,
+        "lossless_compressor": "zstd",
+        "param_cutoff": 8,
+    }
+    plain = site.update(update="difference")
+    coded = site.update(update="difference", compressor_configs=wanted)
+    assert coded["layers.0.weight"].dtype == torch.uint8
+    copy = decompress(coded, plain, CompressorConfigs(**wanted))
+    for name, tensor in plain.items():
+        torch.testing.assert_close(copy[name], tensor, rtol=0.01, atol=1e-3 if lossy else 0)
 
 
 # The local budget.

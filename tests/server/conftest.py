@@ -25,7 +25,8 @@ class MemoryTransport:
         self.objects = {}
         self.puts = 0
 
-    def put(self, data):
+    def put(self, *pieces):
+        data = b"".join(pieces)
         self.puts += 1
         key = str(self.puts)
         self.objects[key] = data
@@ -38,6 +39,9 @@ class MemoryTransport:
 
     def evict(self, ref):
         self.objects.pop(ref.key.get("id"), None)
+
+    def grant(self, size):
+        return None
 
     def close(self):
         pass
@@ -131,11 +135,13 @@ def weights():
 def federation():
     """A federation of the named clients, with server settings as given."""
 
-    def _federation(names, endpoint_id="local", **settings):
+    def _federation(names, endpoint_id="local", shared=None, **settings):
         data = DataConfigs(dataset_path="d.py", dataset_name="load")
         model = {"model_path": "m.py", "model_name": "Net"}
         return Federation(
-            client_configs=SharedClientConfigs.model_validate({"model_configs": model}),
+            client_configs=SharedClientConfigs.model_validate(
+                {"model_configs": model, **(shared or {})}
+            ),
             server_configs=ServerConfigs.model_validate(
                 {"num_clients": len(names), "num_global_epochs": 1, **settings}
             ),
@@ -163,7 +169,7 @@ def fit(federation, transport, weights, monkeypatch):
         endpoints = _fit.prepared or ScriptedEndpoints(transport, scripts)
         endpoints.scripts = scripts
         names = list(scripts)
-        configured = federation(names, **settings)
+        configured = federation(names, shared=_fit.shared, **settings)
         configs = configured.server_configs
         aggregator = open_aggregator(configs.aggregator, configs.aggregator_kwargs, names)
         clocks.append(QuickClock())
@@ -189,7 +195,7 @@ def fit(federation, transport, weights, monkeypatch):
         begin = start or Snapshot(0, weights, {}, {}, {})
         return _fit.server.fit(begin).weights, events
 
-    _fit.prepared = None
+    _fit.prepared = _fit.shared = None
     yield _fit
     for clock in clocks:
         clock.close()

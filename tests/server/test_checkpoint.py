@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import os
 import subprocess
 import sys
@@ -89,7 +90,7 @@ def test_another_versions_is_told(tmp_path, snapshot, monkeypatch):
 
 def test_a_model_file_is_no_checkpoint(tmp_path):
     content = safetensors.torch.save({"w": torch.zeros(2)})
-    (tmp_path / "c").write_bytes(content + checkpoint.hashlib.sha256(content).digest())
+    (tmp_path / "c").write_bytes(content + hashlib.sha256(content).digest())
     with pytest.raises(CheckpointError, match="written as None"):
         checkpoint.load(tmp_path / "c")
 

@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from fl.client.trainer import Evaluation
+from fl.compression import compress
+from fl.config import CompressorConfigs
 from fl.errors import FederationError
 from fl.server import sites
 from fl.server.clock import RealClock
 from fl.server.events import ClientFailed, RoundEnded, SiteChanged, UpdateReceived, Warned
 from fl.server.federation import RoundError
-from fl.tensors import encode
+from fl.tensors import decode, encode
 from fl.transport.base import Ref, TransportError, UnreachableError
 from tests.server.conftest import ScriptedEndpoints, train
 
@@ -146,6 +148,7 @@ def forgotten(result, transport):
         (bad(lambda result, _: result.update(num_samples=-5)), "num_samples is -5"),
         (bad(lambda result, _: result.update(num_samples=True)), "num_samples is True"),
         (bad(lambda result, _: result["update"].update(sha256="0" * 64)), "digest differs"),
+        (bad(lambda result, _: result["update"].update(size=2**39)), "its update claims"),
         (replaced({"w": torch.zeros(5)}), "w is"),
         (replaced({"w": torch.full((4,), float("inf"))}), "NaN or infinity"),
         (replaced({"v": torch.zeros(4)}), "missing or unknown"),
@@ -158,6 +161,35 @@ def test_a_bad_answer_is_named_and_never_summed(fit, transport, script, expected
     assert failure.client_id == "bad"
     assert expected in failure.reason
     assert transport.objects == {}
+
+
+@pytest.mark.parametrize("lossy", ["bf16", "fp16", "int8"])
+def test_updates_are_read_in_the_format_that_was_asked_for(fit, transport, lossy):
+    wanted = {"enable_compression": True, "lossy_compressor": lossy, "param_cutoff": 0}
+
+    def answer(request, transport):
+        configs = CompressorConfigs.model_validate(request["compressor_configs"])
+        honest = train(1.0)(request, transport)
+        ref = Ref.from_json(honest["result"]["update"])
+        plain = decode(transport.get(ref))
+        transport.evict(ref)
+        return replaced(compress(plain, configs))(request, transport)
+
+    fit.shared = {"comm_configs": {"compressor_configs": wanted}}
+    result, events = fit({"good": answer, "plain": train(1.0)}, min_clients=1)
+    torch.testing.assert_close(result["w"], torch.ones(4))
+    (failure,) = of(ClientFailed, events)
+    assert failure.client_id == "plain"
+    assert "was expected" in failure.reason or "missing" in failure.reason
+    assert transport.objects == {}
+
+
+def test_every_task_has_a_grant_of_the_servers_way(fit, transport):
+    transport.grant = lambda size: {"size": size}
+    fit({"a": train(1.0), "b": train(1.0)})
+    uploads = [request["upload"] for request in fit.endpoints.requests]
+    assert len(uploads) == 2
+    assert all(upload["size"] > 16 for upload in uploads)
 
 
 def test_numbers_that_are_not_finite_are_left_out(fit):
@@ -258,11 +290,11 @@ def test_an_update_that_is_gone_is_trained_again(fit, transport):
 def test_the_servers_own_way_is_waited_for(fit, transport):
     put, tries = transport.put, []
 
-    def interrupted(data):
-        tries.append(data)
+    def interrupted(*pieces):
+        tries.append(pieces)
         if len(tries) == 1:
             raise UnreachableError("endpoint restarts")
-        return put(data)
+        return put(*pieces)
 
     transport.put = interrupted
     result, events = fit({"a": train(1.0)})
@@ -272,7 +304,7 @@ def test_the_servers_own_way_is_waited_for(fit, transport):
 
 
 def test_a_way_that_refuses_the_model_ends_the_run(fit, transport):
-    def refuse(data):
+    def refuse(*pieces):
         raise TransportError("too large")
 
     transport.put = refuse

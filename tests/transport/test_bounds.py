@@ -76,7 +76,7 @@ def test_no_reference_leads_to_an_endpoint_of_others(transport, operation):
 def test_what_is_larger_is_cut_off(transport, kind):
     tracemalloc.start()
     try:
-        with pytest.raises(TransportError, match="larger than the 100000 bytes"):
+        with pytest.raises(TransportError, match="more than its 100000 bytes"):
             transport.get(ref(kind))
         assert tracemalloc.get_traced_memory()[1] < HUGE / 8
     finally:

@@ -58,7 +58,7 @@ def each(
     """Step every floating tensor, in float32 at least; the rest is the other model's."""
     return {
         name: (
-            step(name, wide(start), other[name].to(wide(start).dtype))
+            step(name, wide(start), other[name].to(wide_dtype(start.dtype)))
             if start.is_floating_point()
             else other[name]
         ).to(start.dtype)
@@ -68,7 +68,12 @@ def each(
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor in the precision that it is summed and stepped in: at least float32."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.to(wide_dtype(tensor.dtype))
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The precision that a dtype is summed and stepped in."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def last(

@@ -1,0 +1,160 @@
+"""What updates look like on their way: narrower numbers, zstd over them, or neither.
+
+Both sides know the format from the configuration, and the server knows the layout, so that an
+update says nothing about its own sizes that would have to be believed. Only floating tensors of
+more numbers than `param_cutoff` are changed; the rest travels as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import zstandard
+from torch.nn import functional
+
+from fl.config import CompressorConfigs
+from fl.tensors import Tensors, TensorsError, memory
+
+BLOCK = 1024
+"""Numbers that share a scale in int8."""
+SCALE = "scale/"
+"""What the names of int8's scales begin with."""
+LEVEL = 1
+"""Of zstd: higher ones cost several times the time and gain a few percent."""
+
+NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
+
+
+def compress(tensors: Mapping[str, torch.Tensor], configs: CompressorConfigs) -> Tensors:
+    """An update as it travels.
+
+    Args:
+        tensors: The update; any dtype and device.
+        configs: The format.
+
+    Returns:
+        Tensors to encode: each under its own name, narrower or as a zstd frame (uint8), and
+        `scale/NAME` where it is int8.
+
+    Raises:
+        TensorsError: A number is not finite, or too large for the format.
+    """
+    coded: Tensors = {}
+    for name, tensor in tensors.items():
+        if not _changed(tensor, configs):
+            coded[name] = tensor
+            continue
+        values = tensor.detach().cpu()
+        if configs.lossy_compressor == "int8":
+            values, coded[SCALE + name] = _quantized(name, values)
+        elif configs.lossy_compressor is not None:
+            values = _cast(name, values, configs.lossy_compressor)
+        coded[name] = _deflated(values) if configs.lossless_compressor else values
+    return coded
+
+
+def decompress(coded: Tensors, layout: Tensors, configs: CompressorConfigs) -> Tensors:
+    """What `compress` was given, as far as the format keeps it.
+
+    Args:
+        coded: What arrived: anything.
+        layout: Tensors of the names, shapes and dtypes that are expected. No more memory is taken
+            than they have.
+        configs: The format.
+
+    Returns:
+        Tensors in the dtypes of `layout`; those that travel as they are, as they came.
+
+    Raises:
+        TensorsError: Something else arrived.
+    """
+    left = dict(coded)
+    tensors: Tensors = {}
+    for name, like in layout.items():
+        if name not in left:
+            raise TensorsError(f"tensors missing or unknown: {name}")
+        values = left.pop(name)
+        if _changed(like, configs):
+            dtype = NARROW.get(configs.lossy_compressor or "", like.dtype)
+            if configs.lossless_compressor:
+                values = _inflated(name, values, like.shape, dtype)
+            _require(name, values, like.shape, dtype)
+            if dtype == torch.int8:
+                values = _widened(name, values, left.pop(SCALE + name, None))
+            values = values.to(like.dtype)
+        tensors[name] = values
+    if left:
+        raise TensorsError(f"tensors missing or unknown: {', '.join(sorted(left)[:3])}")
+    return tensors
+
+
+def _changed(tensor: torch.Tensor, configs: CompressorConfigs) -> bool:
+    return (
+        configs.enable_compression
+        and tensor.is_floating_point()
+        and tensor.numel() > configs.param_cutoff
+    )
+
+
+def _cast(name: str, values: torch.Tensor, lossy: str) -> torch.Tensor:
+    narrow = values.to(NARROW[lossy])
+    if not all(math.isfinite(extreme.item()) for extreme in torch.aminmax(narrow)):
+        raise TensorsError(f"{name} holds what is no finite number in {lossy}")
+    return narrow
+
+
+def _quantized(name: str, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Blocks of whole numbers up to 127, and each block's scale, float32."""
+    flat = values.reshape(-1).float()
+    blocks = functional.pad(flat, (0, -flat.numel() % BLOCK)).view(-1, BLOCK)
+    scale = blocks.abs().amax(dim=1).div_(127)
+    if not math.isfinite(scale.max().item()):
+        raise TensorsError(f"{name} holds what is no finite number in int8")
+    divisor = torch.where(scale > 0, scale, 1.0)
+    whole = (blocks / divisor[:, None]).round_().clamp_(-127, 127).to(torch.int8)
+    return whole.view(-1)[: flat.numel()].reshape(values.shape), scale
+
+
+def _widened(name: str, whole: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    flat = whole.reshape(-1)
+    count = math.ceil(flat.numel() / BLOCK)
+    if scale is None:
+        raise TensorsError(f"tensors missing or unknown: {SCALE}{name}")
+    _require(SCALE + name, scale, torch.Size([count]), torch.float32)
+    values = functional.pad(flat, (0, -flat.numel() % BLOCK)).view(-1, BLOCK).float()
+    values.mul_(scale[:, None])
+    return values.view(-1)[: flat.numel()].view(whole.shape)
+
+
+def _deflated(values: torch.Tensor) -> torch.Tensor:
+    """A zstd frame. The numbers' first bytes come first, then their second: like beside like."""
+    planes = values.contiguous().reshape(-1, 1).view(torch.uint8).t().contiguous()
+    compressor = zstandard.ZstdCompressor(level=LEVEL, threads=torch.get_num_threads())
+    return torch.frombuffer(bytearray(compressor.compress(memory(planes))), dtype=torch.uint8)
+
+
+def _inflated(
+    name: str, frame: torch.Tensor, shape: torch.Size, dtype: torch.dtype
+) -> torch.Tensor:
+    """The tensor in a zstd frame, which must say of itself that it has the expected size."""
+    expected = math.prod(shape) * dtype.itemsize
+    try:
+        data = memory(frame)
+        promised = zstandard.get_frame_parameters(data).content_size
+        if promised != expected:
+            raise TensorsError(f"{name} would have {promised} bytes, {expected} were expected")
+        planes = zstandard.ZstdDecompressor().decompress(data, max_output_size=expected)
+    except zstandard.ZstdError as error:
+        raise TensorsError(f"{name} is no zstd frame: {error}") from error
+    values = torch.frombuffer(bytearray(planes), dtype=torch.uint8)
+    return values.view(dtype.itemsize, -1).t().reshape(-1).view(dtype).view(shape)
+
+
+def _require(name: str, tensor: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
+    if tensor.shape != shape or tensor.dtype != dtype:
+        raise TensorsError(
+            f"{name} arrived as {tensor.dtype} {list(tensor.shape)}, "
+            f"{dtype} {list(shape)} was expected"
+        )

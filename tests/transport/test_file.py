@@ -1,0 +1,51 @@
+import os
+
+import pytest
+
+from fl.tensors import digest
+from fl.transport.base import GoneError, Ref, TransportError, UnreachableError
+from fl.transport.file import FileTransport
+
+
+@pytest.fixture
+def transport(tmp_path):
+    return FileTransport(tmp_path / "models")
+
+
+def test_put_get_evict(transport, tmp_path):
+    data = os.urandom(3_000_000)
+    ref = transport.put(data[:10], memoryview(data)[10:])
+    assert transport.get(ref) == data
+    assert FileTransport(tmp_path / "models").get(ref) == data
+    transport.evict(ref)
+    transport.evict(ref)
+    assert list((tmp_path / "models").iterdir()) == []
+    with pytest.raises(GoneError, match="no longer there"):
+        transport.get(ref)
+
+
+@pytest.mark.parametrize("change", [b"modex", b"mode", b"models"])
+def test_damage_is_noticed(transport, tmp_path, change):
+    ref = transport.put(b"model")
+    next((tmp_path / "models").iterdir()).write_bytes(change)
+    with pytest.raises(TransportError, match="model arrived"):
+        transport.get(ref)
+
+
+def test_a_reference_leads_nowhere_else(transport, tmp_path):
+    (tmp_path / "secret").write_bytes(b"secret")
+    for name in ("../secret", str(tmp_path / "secret"), ""):
+        ref = Ref("file", {"file": name}, 6, digest(b"secret"))
+        for operation in (transport.get, transport.evict):
+            with pytest.raises(TransportError, match="set up for file"):
+                operation(ref)
+    assert (tmp_path / "secret").exists()
+
+
+def test_a_folder_that_is_none_is_named(transport, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UnreachableError, match="file: "):
+        FileTransport(tmp_path / "file")
+    (tmp_path / "models").rmdir()
+    with pytest.raises(UnreachableError, match="No such file"):
+        transport.put(b"model")

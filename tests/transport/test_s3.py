@@ -1,0 +1,254 @@
+"""The bucket way against moto's S3 over real HTTP, with faults put in between."""
+
+import os
+import threading
+import time
+from urllib.parse import urlsplit
+
+import boto3
+import pytest
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+from werkzeug.wrappers import Response
+
+from fl.client import task
+from fl.config import S3Configs, ServerCommConfigs
+from fl.tensors import digest
+from fl.transport import open_server_transport, s3
+from fl.transport.base import GoneError, Ref, TransportError, UnreachableError
+from fl.transport.s3 import S3Transport, SignedS3
+
+PART = 5 << 20  # the least that S3 takes
+BUCKET = "federation"
+
+
+class Store:
+    """A store that fails where a test says so, once for each fault.
+
+    A fault is (method, what to make of the honest answer).
+    """
+
+    def __init__(self):
+        self.moto = DomainDispatcherApplication(create_backend_app)
+        self.faults, self.asked = [], []
+        self._lock = threading.Lock()
+
+    def __call__(self, environ, start_response):
+        method = environ["REQUEST_METHOD"]
+        self.asked.append(method)
+        with self._lock:
+            found = next((fault for fault in self.faults if fault[0] == method), None)
+            if found:
+                self.faults.remove(found)
+        if found is None:
+            return self.moto(environ, start_response)
+        return found[1](Response.from_app(self.moto, environ))(environ, start_response)
+
+
+def broken(answer):
+    return Response("<Error><Code>SlowDown</Code></Error>", status=503)
+
+
+def late_error(answer):
+    return Response('<?xml version="1.0"?>\n<Error><Code>InternalError</Code></Error>', status=200)
+
+
+def short(answer):
+    return Response(answer.get_data()[:-7], status=206)
+
+
+def flipped(answer):
+    data = answer.get_data()
+    return Response(bytes([data[0] ^ 1]) + data[1:], status=206)
+
+
+@pytest.fixture(scope="module")
+def server():
+    store = Store()
+    server = make_server("127.0.0.1", 0, store, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    store.url = f"http://127.0.0.1:{server.server_port}"
+    yield store
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def store(server, monkeypatch):
+    monkeypatch.setattr(s3, "PART_BYTES", PART)
+    monkeypatch.setattr(s3, "PAUSE_SECONDS", 0.01)
+    server.faults, server.asked = [], []
+    return server
+
+
+@pytest.fixture
+def client(store):
+    """Somebody who looks into the bucket."""
+    keys = {"aws_access_key_id": "k", "aws_secret_access_key": "s", "region_name": "us-east-1"}
+    client = boto3.client("s3", endpoint_url=store.url, **keys)
+    client.create_bucket(Bucket=BUCKET)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def configs(store, client, tmp_path):
+    file = tmp_path / "keys.csv"
+    file.write_text("region,access_key_id,secret_access_key\nus-east-1, key, secret\n")
+    return S3Configs(
+        enable_s3=True, s3_bucket=BUCKET, s3_creds_file=str(file), s3_endpoint_url=store.url
+    )
+
+
+@pytest.fixture
+def transport(configs):
+    opened = S3Transport(configs)
+    yield opened
+    opened.close()
+
+
+def left(client):
+    return [
+        *client.list_objects_v2(Bucket=BUCKET).get("Contents", []),
+        *client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", []),
+    ]
+
+
+def test_models_go_down_and_updates_come_up_without_a_key_at_the_site(transport, client):
+    model, update = os.urandom(2 * PART + 100), os.urandom(PART + 1)
+    sent = transport.put(model[:7], memoryview(model)[7:])
+    site = SignedS3(transport.grant(len(update)))
+    assert site.get(Ref.from_json(sent.to_json())) == model
+    answered = Ref.from_json(site.put(update).to_json())
+    assert site.get(answered) == update
+    site.evict(sent)  # which is not the site's
+    assert len(left(client)) == 2
+    assert transport.get(answered) == update
+    for ref in (sent, answered, answered):
+        transport.evict(ref)
+    assert left(client) == []
+    for reader in (lambda: transport.get(sent), lambda: site.get(sent)):
+        with pytest.raises(GoneError, match="no longer there"):
+            reader()
+    site.close()
+
+
+@pytest.mark.parametrize("length", [0, 1, PART])
+def test_lengths_at_the_edges(transport, length):
+    data = os.urandom(length)
+    ref = transport.put(data)
+    assert transport.get(ref) == data
+    transport.evict(ref)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [("PUT", broken)] * 3,
+        [("GET", broken)] * 3,
+        [("GET", short)] * 3,
+        [("POST", late_error)],
+    ],
+)
+def test_what_fails_or_comes_short_is_tried_again(transport, store, faults):
+    data = os.urandom(PART + 1)
+    grant = transport.grant(len(data))
+    store.faults = list(faults)
+    ref = SignedS3(grant).put(data)
+    assert transport.get(ref) == data
+    assert store.faults == []
+    transport.evict(ref)
+
+
+@pytest.mark.parametrize("fault", [("PUT", broken), ("POST", late_error), ("GET", short)])
+def test_what_keeps_failing_is_named_without_its_signature(transport, store, fault):
+    data = os.urandom(10)
+    grant = transport.grant(len(data))
+    store.faults = [fault] * s3.TRIES
+    with pytest.raises(UnreachableError, match=f"S3 {fault[0]} of 127.0.0.1.*/fl/") as caught:
+        transport.get(SignedS3(grant).put(data))
+    assert "Signature" not in str(caught.value)
+
+
+def test_a_flipped_byte_is_noticed(transport, store):
+    ref = transport.put(b"model")
+    store.faults = [("GET", flipped)]
+    with pytest.raises(TransportError, match="digest differs"):
+        transport.get(ref)
+    transport.evict(ref)
+
+
+def test_a_server_that_is_gone_is_unreachable(transport):
+    grant = transport.grant(5)
+    url = urlsplit(grant["get"])._replace(netloc="127.0.0.1:9").geturl()
+    with pytest.raises(UnreachableError, match="failed: ConnectionError"):
+        SignedS3(grant).get(Ref("s3", {"url": url}, 5, digest(b"model")))
+
+
+def test_a_site_puts_no_more_than_it_was_granted(transport, client):
+    grant = transport.grant(PART)
+    with pytest.raises(TransportError, match="larger than what the server has granted"):
+        SignedS3(grant).put(bytes(PART + 1))
+
+
+def test_a_site_cannot_send_the_server_anywhere(transport, store):
+    store.asked.clear()
+    for key in ({"url": f"{store.url}/elsewhere"}, {"object": "../secret"}, {"object": "fl/x"}):
+        for operation in (transport.get, transport.evict):
+            with pytest.raises(TransportError, match="set up for s3"):
+                operation(Ref("s3", key, 5, ""))
+    with pytest.raises(TransportError, match="set up for s3"):
+        SignedS3({}).get(Ref("inline", {"base64": ""}, 5, ""))
+    assert store.asked == []
+
+
+def test_nothing_is_left_of_tasks_that_were_lost(configs, client):
+    transport = S3Transport(configs)
+    late = SignedS3(transport.grant(5))
+    late.put(b"model")
+    never = transport.grant(5)
+    assert len(left(client)) == 2
+    transport.close()
+    assert left(client) == []
+    with pytest.raises(TransportError):
+        SignedS3(never).put(b"model")
+    assert left(client) == []
+
+
+def test_what_cannot_work_is_named_at_once(configs, tmp_path):
+    with pytest.raises(TransportError, match="bucket nowhere: head_bucket failed"):
+        S3Transport(configs.model_copy(update={"s3_bucket": "nowhere"}))
+    with pytest.raises(TransportError, match=r"none\.csv: No such file"):
+        S3Transport(configs.model_copy(update={"s3_creds_file": str(tmp_path / "none.csv")}))
+    (tmp_path / "short.csv").write_text("us-east-1,key\n")
+    with pytest.raises(TransportError, match="secret_access_key was expected"):
+        S3Transport(configs.model_copy(update={"s3_creds_file": str(tmp_path / "short.csv")}))
+
+
+def test_a_worker_proves_the_way(configs, client):
+    transport = open_server_transport(ServerCommConfigs(s3_configs=configs))
+    model = transport.put(b"model")
+    answer = task.run(
+        {
+            "operation": "check",
+            "client_id": "a",
+            "proxystore_configs": {},
+            "model": model.to_json(),
+            "upload": transport.grant(100),
+            "until": time.time() + 60,
+        }
+    )
+    items = answer["result"]["items"]
+    assert [(item["check"], item["outcome"]) for item in items] == [
+        ("way", "ok"),
+        ("download", "ok"),
+        ("upload", "ok"),
+    ]
+    sent = Ref.from_json(answer["result"]["sent"])
+    assert transport.get(sent) == b"model"
+    transport.evict(sent)
+    transport.evict(model)
+    assert left(client) == []
+    transport.close()
