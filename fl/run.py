@@ -310,11 +310,15 @@ def _interruptible(stop: Callable[[], None], folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _resumable(record: Record, console: Console) -> Iterator[None]:
-    """Say how to go on with a run that is broken off."""
+    """Say where to look and how to go on, when a run is broken off."""
     try:
         yield
     except FederationError as error:
-        console.print(_go_on(record.folder), markup=False, soft_wrap=True)
+        look = (
+            f"what happened: fl status {record.folder}\n"
+            f"what sites said, with their tracebacks: {record.folder / 'log.jsonl'}"
+        )
+        console.print(f"{look}\n{_go_on(record.folder)}", markup=False, soft_wrap=True)
         record.ended(str(error))
         raise
 

@@ -376,5 +376,10 @@ def test_a_run_ends_with_the_same_words(broken):
     who, check = broken.row or ("server", "files")
     if who != "server":
         assert who in line
+        (log,) = Path("runs").glob("*/log.jsonl")
+        assert f"what sites said, with their tracebacks: {log.absolute()}" in done.stdout
+        lines = [json.loads(text) for text in log.read_text().splitlines()]
+        traces = [one["traceback"] for one in lines if one["client_id"] == who]
+        assert "Traceback" in traces[0]
     elif check != "ways":
         assert not Path("runs").exists(), "it began before it looked"

@@ -32,7 +32,7 @@ def test_one_sites_fault_is_found_at_its_worker(federation):
     code, rows = check(federation, "--set=clients.site-b.data_configs.dataset_path=digits/mine.py")
     assert code == 1
     (fault,) = [row for row in rows.values() if not row["ok"]]
-    assert (fault["client_id"], fault["check"]) == ("site-b", "data")
+    assert (fault["client_id"], fault["check"]) == ("site-b", "site code")
     assert "digits/mine.py: not in this site's code folder" in fault["message"]
     assert "playbooks/environment.yml -i INVENTORY --limit site-b" in fault["remedy"]
     assert leftovers.stores(federation.dir) == []
