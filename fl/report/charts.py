@@ -89,7 +89,6 @@ def by_site(metric: str, sites: Sequence[str]) -> dict[str, Any]:
     Returns:
         The chart, of the table `metrics`.
     """
-    # Not the other metrics: sites need not send all, and a table names those it has.
     base = alt.Chart(_table("metrics", ["round", metric])).encode(
         x=_quantity("round", "round"),
         y=_quantity(metric, metric.replace("_", " ")),

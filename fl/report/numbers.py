@@ -14,7 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from fl.config import Federation, read_federation
+from fl.config import Client, Federation, read_federation
 from fl.errors import FederationError
 from fl.history import EndedRound, History, read_history
 from fl.server.events import UpdateReceived
@@ -144,7 +144,7 @@ def read_run(folder: Path) -> Run:
         rounds=federation.server_configs.num_global_epochs,
         settings=_settings(federation),
         versions=_versions(folder / "versions.json"),
-        sites=_sites(history, federation, missing),
+        sites=[_site(client, history, missing) for client in federation.clients],
         missing=missing,
     )
 
@@ -280,23 +280,22 @@ def _round_at(at: float, history: History, ends: list[float]) -> int:
     return history.rounds[-1].round + 1 if history.rounds else 1
 
 
-def _sites(history: History, federation: Federation, missing: list[Missing]) -> list[SiteTotals]:
-    updates = [update for ended in history.rounds for update in ended.updates]
-    return [
-        SiteTotals(
-            client_id=(name := client.client_id),
-            way="ProxyStore"
-            if client.comm_configs.proxystore_configs.enable_proxystore
-            else "in the task",
-            updates=len(own := [update for update in updates if update.client_id == name]),
-            missing=Counter(m.kind for m in missing if m.client_id == name),
-            bytes_down=sum(task.size for task in history.tasks if task.client_id == name),
-            bytes_up=sum(update.size for update in own),
-            seconds=_mean_seconds(own),
-            metrics=own[-1].metrics if own else {},
-        )
-        for client in federation.clients
+def _site(client: Client, history: History, missing: list[Missing]) -> SiteTotals:
+    name = client.client_id
+    updates = [
+        update for ended in history.rounds for update in ended.updates if update.client_id == name
     ]
+    through_proxystore = client.comm_configs.proxystore_configs.enable_proxystore
+    return SiteTotals(
+        client_id=name,
+        way="ProxyStore" if through_proxystore else "in the task",
+        updates=len(updates),
+        missing=Counter(m.kind for m in missing if m.client_id == name),
+        bytes_down=sum(task.size for task in history.tasks if task.client_id == name),
+        bytes_up=sum(update.size for update in updates),
+        seconds=_mean_seconds(updates),
+        metrics=updates[-1].metrics if updates else {},
+    )
 
 
 def _mean_seconds(updates: list[UpdateReceived]) -> dict[str, float]:
