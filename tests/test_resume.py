@@ -184,7 +184,7 @@ def test_a_killed_local_worker_is_replaced_and_its_task_sent_again(long):
 def test_neither_files_nor_a_run(tmp_path):
     done = subprocess.run([FL_RUN], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "give --server and --clients, or --resume" in done.stderr
+    assert "or --server and --clients, or --resume" in done.stderr
 
 
 def test_a_folder_that_is_no_run(tmp_path):
