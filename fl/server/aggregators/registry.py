@@ -32,6 +32,7 @@ OURS: Mapping[str, type[Any]] = {
         arrivals.FedBuff,
         arrivals.FedCompass,
         arrivals.FedQueue,
+        arrivals.Pace,
         robust.Median,
         robust.TrimmedMean,
         robust.MultiKrum,
