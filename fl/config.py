@@ -41,18 +41,30 @@ Arguments = dict[str, Any]
 class TrainConfigs(Section):
     """How a client trains: the trainer's settings, the same for all unless a client says more."""
 
-    trainer: Literal["VanillaTrainer"] = "VanillaTrainer"
-    """The training loop: plain minibatch descent on the local loss."""
-    mode: Literal["epoch", "step"] = "epoch"
-    """Whether the local budget is counted in epochs or in minibatch steps."""
+    trainer: Literal["VanillaTrainer", "FedProxTrainer", "ScaffoldTrainer"] = "VanillaTrainer"
+    """Minibatch descent on the local loss: plain, with FedProx's pull or SCAFFOLD's controls."""
+    mu: Annotated[float, Field(ge=0)] | None = None
+    """How strongly FedProxTrainer pulls to the global model; its paper tries 0.001 to 1."""
+    mode: Literal["epoch", "step", "seconds"] = "epoch"
+    """Whether the local budget is counted in epochs, in minibatch steps or in seconds."""
     num_local_epochs: PositiveInt = 1
     """Epochs a round, with `mode: epoch`."""
     num_local_steps: PositiveInt = 100
     """Minibatch steps a round, with `mode: step`."""
+    num_local_seconds: Seconds = 60.0
+    """Seconds of training a round, with `mode: seconds`; such rounds do not repeat exactly."""
+    block_margin: Seconds = 30.0
+    """Seconds before its block's end at which a task stops training, to send what it has."""
     optim: str = "SGD"
     """Name of a class in `torch.optim`."""
     optim_args: Arguments = {"lr": 0.01}
     """Its keyword arguments."""
+    lr_scheduler: str | None = None
+    """Name of a class in `torch.optim.lr_scheduler`; it starts anew in every round."""
+    lr_scheduler_args: Arguments = {}
+    """Its keyword arguments."""
+    lr_scheduler_unit: Literal["step", "epoch"] = "epoch"
+    """Whether it advances after every local minibatch step or epoch."""
     loss_fn: str = "CrossEntropyLoss"
     """Name of a class in `torch.nn`."""
     loss_fn_kwargs: Arguments = {}
@@ -78,7 +90,25 @@ class TrainConfigs(Section):
     num_workers: Annotated[int, Field(ge=0)] = 0
     """Processes that load data, 0 for none."""
     device: str = "cpu"
-    """A torch device: cpu, cuda, cuda:0, xpu, mps."""
+    """A torch device: cpu, cuda, cuda:0, xpu, mps; or auto, the first of cuda, xpu, mps, cpu."""
+    amp: Literal["bfloat16", "float16"] | None = None
+    """Mixed precision: train in this type where that is safe; float16 on cuda alone."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfigs:
+        if (self.trainer == "FedProxTrainer") != (self.mu is not None):
+            raise ValueError("mu is what FedProxTrainer needs, and no other trainer")
+        if self.trainer == "ScaffoldTrainer":
+            self._require_plain_descent()
+        return self
+
+    def _require_plain_descent(self) -> None:
+        """SCAFFOLD takes a step for a gradient: its controls fit no other optimizer."""
+        settings = {name for name, value in self.optim_args.items() if value}
+        if self.optim != "SGD" or settings - {"lr", "momentum", "foreach", "fused"}:
+            raise ValueError("ScaffoldTrainer needs optim SGD with lr and momentum alone")
+        if self.amp == "float16":
+            raise ValueError("ScaffoldTrainer takes no amp float16, whose scaler leaves out steps")
 
 
 class ModelConfigs(Section):
@@ -162,13 +192,14 @@ class ServerConfigs(Section):
     num_global_epochs: PositiveInt
     """Rounds."""
     scheduler: str = "SyncScheduler"
-    """Who trains when, and when the server steps; see docs/algorithms.md."""
+    """Who trains when, and when the server steps: a name of docs/algorithms.md, or of an entry
+    point."""
     scheduler_kwargs: Arguments = {}
-    """Its settings."""
+    """Its settings; `fl.server.schedulers.open_scheduler` checks both."""
     aggregator: str = "FedAvgAggregator"
-    """The aggregation rule: one of `docs/algorithms.md`, or of a package's `fl.aggregators`."""
+    """What makes the next model of updates: a name of docs/algorithms.md, or of an entry point."""
     aggregator_kwargs: Arguments = {}
-    """Its settings, as `docs/algorithms.md` lists them."""
+    """Its settings; `fl.server.aggregators.open_aggregator` checks both."""
     device: str = "cpu"
     """Where the server evaluates."""
     round_deadline: Seconds = 3600.0

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import platform
+import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,10 +18,11 @@ import yaml
 from fl.config import Federation, read_federation
 from fl.errors import FederationError
 from fl.server import checkpoint
-from fl.server.checkpoint import Snapshot
-from fl.server.events import Event, RoundEnded
+from fl.server.checkpoint import SiteMemory, Snapshot
+from fl.server.events import Event, RoundEnded, SiteChanged
 from fl.server.sites import Task
 from fl.tensors import Tensors, encode
+from fl.transport import Ref
 
 PACKAGES = ("fl-hpc", "globus-compute-sdk", "proxystore", "torch", "safetensors", "numpy")
 
@@ -34,21 +36,26 @@ class Sent:
         version: Steps that the server had taken.
         turn: Which of the site's trainings it is.
         job: The server's name for it.
+        session: What it can be recovered by, or None.
+        model: The Ref of the model that it was sent, as JSON.
     """
 
     client_id: str
     version: int
     turn: int
     job: str
+    session: str | None
+    model: dict[str, Any]
 
 
 class Record:
     """One run's folder.
 
     It holds `config.yaml` (the configuration with every default filled in), `run.json`,
-    `versions.json`, `metrics.jsonl` (a line a round), `tasks.jsonl` (a line a task),
-    `checkpoint.safetensors` and, at the end, `model.safetensors`; `best.safetensors` where models
-    are evaluated at the server. Only one process at a time may have it open.
+    `versions.json`; `metrics.jsonl` (a line a round), `tasks.jsonl` (a line a task), `sites.jsonl`
+    (a line a change of a site's state, `at` in Unix seconds); `checkpoint.safetensors`,
+    `best.safetensors` where models are evaluated at the server and, at the end,
+    `model.safetensors`. Only one process at a time may have it open.
 
     Args:
         folder: The folder.
@@ -72,12 +79,12 @@ class Record:
             raise _unusable(folder, error) from error
 
     @classmethod
-    def begin(cls, federation: Federation, **origin: str) -> Self:
+    def begin(cls, federation: Federation, site_code: str) -> Self:
         """Make the folder of a new run, `TIME-PID` below the folder for all of them.
 
         Args:
             federation: The configuration.
-            origin: What else is needed to go on with it.
+            site_code: The server's folder of models and loaders.
 
         Returns:
             The record.
@@ -92,7 +99,7 @@ class Record:
             folder.mkdir(parents=True)
             record = cls(folder)
             record._write("config.yaml", yaml.safe_dump(federation.model_dump(mode="json")))
-            record._write("run.json", json.dumps(origin, indent=2) + "\n")
+            record._write("run.json", json.dumps({"site_code": site_code}, indent=2) + "\n")
             record._write(
                 "versions.json",
                 json.dumps({"python": platform.python_version(), **versions}, indent=2) + "\n",
@@ -100,6 +107,23 @@ class Record:
         except OSError as error:
             raise _unusable(folder, error) from error
         return record
+
+    @classmethod
+    def reopen(cls, folder: Path) -> Self:
+        """Open the folder of a run that has ended.
+
+        Args:
+            folder: The folder.
+
+        Returns:
+            The record.
+
+        Raises:
+            FederationError: It is no run's folder, or the run is still going on.
+        """
+        if not (folder / "run.json").is_file():
+            raise FederationError(f"{folder}: is no run's folder: it has no run.json")
+        return cls(folder)
 
     def federation(self) -> Federation:
         """The run's configuration.
@@ -109,17 +133,16 @@ class Record:
         """
         return read_federation(self.folder / "config.yaml")
 
-    def origin(self) -> dict[str, str]:
-        """What `begin` was given besides.
+    def site_code(self) -> Path:
+        """The server's folder of models and loaders.
 
         Raises:
-            FederationError: The file cannot be read.
+            FederationError: `run.json` cannot be read.
         """
         try:
-            found: dict[str, str] = json.loads((self.folder / "run.json").read_text())
-        except (OSError, ValueError) as error:
-            raise FederationError(f"{self.folder}: is no run's folder ({error})") from error
-        return found
+            return Path(json.loads((self.folder / "run.json").read_text())["site_code"])
+        except (OSError, ValueError, KeyError) as error:
+            raise FederationError(f"{self.folder / 'run.json'}: cannot be read: {error}") from error
 
     def snapshot(self) -> Snapshot:
         """The run as its last checkpoint has it; what was noted after that is taken back.
@@ -146,13 +169,28 @@ class Record:
         latest = {line["client_id"]: Sent(**line) for line in self._lines("tasks.jsonl")}
         return [sent for sent in latest.values() if not _settled(sent, snapshot)]
 
-    def sent(self, task: Task) -> None:
-        """Note a task."""
-        sent = Sent(task.client_id, task.version, task.turn, task.job)
+    def left(self) -> list[Ref]:
+        """Models that the last process may have left where it put them."""
+        latest = {line["client_id"]: line["model"] for line in self._lines("tasks.jsonl")}
+        refs = {json.dumps(model, sort_keys=True): model for model in latest.values()}
+        return [Ref.from_json(model) for model in refs.values() if model]
+
+    def sent(self, task: Task, session: str | None, model: Ref) -> None:
+        """Note a task.
+
+        Args:
+            task: The task.
+            session: Of the endpoints that it was submitted to.
+            model: What it was sent; an inline one is left out, since it is nowhere else.
+        """
+        kept = model.to_json() if model.transport != "inline" else {}
+        sent = Sent(task.client_id, task.version, task.turn, task.job, session, kept)
         self._append("tasks.jsonl", asdict(sent))
 
     def __call__(self, event: Event) -> None:
-        """Append a finished round to `metrics.jsonl`."""
+        """Append a finished round to `metrics.jsonl`, a site's new state to `sites.jsonl`."""
+        if isinstance(event, SiteChanged):
+            self._append("sites.jsonl", {"at": time.time(), **asdict(event)})
         if isinstance(event, RoundEnded):
             self._accuracy = event.accuracy
             self._append("metrics.jsonl", asdict(event))
@@ -216,7 +254,7 @@ class Record:
 
 def _settled(sent: Sent, snapshot: Snapshot) -> bool:
     """Whether a snapshot holds a task's answer, or that of a later one."""
-    memory = snapshot.sites[sent.client_id]
+    memory = snapshot.sites.get(sent.client_id, SiteMemory())
     return sent.turn < memory.turn or (sent.turn == memory.turn and memory.answered)
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from uuid import UUID, uuid4
 
 from rich.console import Console
 
 from fl.client import data, trainer
 from fl.config import Federation, TrainConfigs, load_federation
-from fl.endpoints.base import Endpoints
+from fl.endpoints.base import Endpoints, JSONObject
 from fl.endpoints.credentials import load_environment
 from fl.endpoints.places import open_endpoints
 from fl.errors import FederationError
@@ -72,15 +72,14 @@ def run(server: Path, clients: Path, console: Console) -> Outcome:
     """
     federation = load_federation(server, clients)
     prepare_environment(federation, server.parent)
-    algorithm = _Algorithm(federation)
-    weights = trainer.build_model(federation.client_configs.model_configs).state_dict()
-    task_group = uuid4()
-    with _ways(federation, task_group) as ways:
+    algorithm = _Algorithm(federation, server)
+    weights = algorithm.model.state_dict()
+    with _ways(federation) as ways:
         _require_clients(federation, ways)
-        record = Record.begin(
-            federation, site_code=os.environ["FL_SITE_CODE"], task_group=str(task_group)
-        )
-        return _fit(federation, algorithm, ways, record, Snapshot(0, weights, {}, {}, {}), console)
+        record = Record.begin(federation, site_code=os.environ["FL_SITE_CODE"])
+        start = Snapshot(0, weights, {}, {}, {})
+        record.keep(start)
+        return _fit(federation, algorithm, ways, record, start, console)
 
 
 def resume(folder: Path, console: Console) -> Outcome:
@@ -96,11 +95,11 @@ def resume(folder: Path, console: Console) -> Outcome:
     Raises:
         FederationError: Anything that a person can put right, in one line.
     """
-    record = Record(folder)
-    origin, federation = record.origin(), record.federation()
-    prepare_environment(federation, Path(origin["site_code"]))
-    algorithm = _Algorithm(federation)
-    with _ways(federation, UUID(origin["task_group"])) as ways:
+    record = Record.reopen(folder)
+    federation = record.federation()
+    prepare_environment(federation, record.site_code())
+    algorithm = _Algorithm(federation, folder / "config.yaml")
+    with _ways(federation) as ways:
         _require_clients(federation, ways)
         return _fit(federation, algorithm, ways, record, record.snapshot(), console)
 
@@ -122,21 +121,28 @@ def prepare_environment(federation: Federation, folder: Path) -> None:
 
 
 class _Algorithm:
-    """What the configuration says of scheduler, aggregator and evaluation; it fails early."""
+    """The configuration's model, aggregator, scheduler and evaluation; what is wrong fails here."""
 
-    def __init__(self, federation: Federation) -> None:
+    def __init__(self, federation: Federation, file: Path) -> None:
         configs = federation.server_configs
         names = [client.client_id for client in federation.clients]
-        self.aggregator = open_aggregator(configs.aggregator, configs.aggregator_kwargs, names)
-        self.scheduler = open_scheduler(configs, self.aggregator.updates_per_step)
+        self.model = trainer.build_model(federation.client_configs.model_configs)
+        self.aggregator = open_aggregator(
+            configs.aggregator,
+            configs.aggregator_kwargs,
+            names,
+            buffers=[name for name, _ in self.model.named_buffers()],
+            file=file,
+        )
+        self.scheduler = open_scheduler(configs, self.aggregator.updates_per_step, file=file)
         self.evaluate = _evaluator(federation)
 
 
 @contextmanager
-def _ways(federation: Federation, task_group: UUID) -> Iterator[_Ways]:
+def _ways(federation: Federation) -> Iterator[_Ways]:
     """Open the ways to clients, and close them whatever happens."""
     with ExitStack() as stack:
-        endpoints = open_endpoints(federation, task_group)
+        endpoints = open_endpoints(federation)
         stack.callback(endpoints.close)
         configs = federation.server_configs.comm_configs.proxystore_configs
         transport = open_transport(configs)
@@ -161,6 +167,8 @@ def _fit(
     console: Console,
 ) -> Outcome:
     """The rounds that are left, seen and kept."""
+    # What clients in processes of this one keep between rounds; a site has a folder of its own.
+    os.environ.setdefault("FL_SITE_STATE", str((record.folder / "state").resolve()))
     rounds = federation.server_configs.num_global_epochs
     progress = Progress(rounds, [client.client_id for client in federation.clients], console)
     last: list[RoundEnded] = []
@@ -180,19 +188,22 @@ def _fit(
         evaluate=algorithm.evaluate,
         listen=listen,
         save=record.keep,
-        sent=record.sent,
+        sent=lambda task, model: record.sent(task, ways.endpoints.session(), model),
     )
     server = Server(federation, parts, record.run_id)
-    recovered = _recover(record.outstanding(start), ways)
-    with progress, _interruptible(server.stop, console):
-        end = server.fit(start, recovered)
+    recovered, left = _recover(record.outstanding(start), ways), record.left()
+    with progress, _interruptible(server.stop), _resumable(record, console):
+        end = server.fit(start, recovered, left)
     model = record.save(end.weights) if end.version >= rounds else None
     return Outcome(record.folder, model, last[0].accuracy if last else None)
 
 
 def _recover(outstanding: list[Sent], ways: _Ways) -> list[Task]:
     """Tasks of an earlier process whose answers may still come."""
-    found = ways.endpoints.recover([sent.job for sent in outstanding])
+    found: dict[str, Future[JSONObject]] = {}
+    for session in {sent.session for sent in outstanding if sent.session is not None}:
+        jobs = [sent.job for sent in outstanding if sent.session == session]
+        found |= ways.endpoints.recover(session, jobs)
     now = ways.clock.now()
     return [
         Task(sent.client_id, sent.version, sent.turn, sent.job, now, found[sent.job])
@@ -202,12 +213,13 @@ def _recover(outstanding: list[Sent], ways: _Ways) -> list[Task]:
 
 
 @contextmanager
-def _interruptible(stop: Callable[[], None], console: Console) -> Iterator[None]:
+def _interruptible(stop: Callable[[], None]) -> Iterator[None]:
     """Ctrl-C once ends the run with the round that goes on, twice at once."""
 
     def interrupted(_signal: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, before)
-        console.print("stopping after this round; Ctrl-C again stops now", markup=False)
+        # Not the console: a handler may run in the middle of whatever it is printing.
+        os.write(2, b"stopping after this round; Ctrl-C again stops now\n")
         stop()
 
     before = signal.signal(signal.SIGINT, interrupted)
@@ -215,6 +227,18 @@ def _interruptible(stop: Callable[[], None], console: Console) -> Iterator[None]
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _resumable(record: Record, console: Console) -> Iterator[None]:
+    """Say how to go on with a run that is broken off."""
+    try:
+        yield
+    except (FederationError, KeyboardInterrupt):
+        console.print(
+            f"to go on with it: fl-run --resume {record.folder}", markup=False, soft_wrap=True
+        )
+        raise
 
 
 def _evaluator(federation: Federation) -> Evaluator | None:

@@ -45,7 +45,8 @@ def load(tmp_path):
 
 def test_loads_with_defaults(load):
     federation = load()
-    assert federation.server_configs.aggregator_kwargs.client_weights_mode == "sample_size"
+    assert federation.server_configs.aggregator == "FedAvgAggregator"
+    assert federation.server_configs.aggregator_kwargs == {}
     assert federation.train_configs(federation.clients[0]).optim_args == {"lr": 0.1}
 
 
@@ -80,6 +81,7 @@ def set_key(path, value):
         ("clients.0.train_configs.devise", "cpu", "did you mean device?"),
         ("server_configs.num_global_epochs", "three", "should be a valid integer, not"),
         ("server_configs.num_global_epochs", 0, "should be greater than 0"),
+        ("client_configs.train_configs.mode", "epochs", "should be 'epoch', 'step' or 'seconds'"),
         ("clients.0.endpoint_id", "not-a-uuid", "should be a valid UUID or 'local', not"),
         ("server_configs.num_clients", 3, "lists 2"),
         ("server_configs.min_clients", 5, "min_clients must be at most"),

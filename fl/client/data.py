@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import zlib
 from collections.abc import Sized
 from typing import Any, cast
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    TensorDataset,
+)
 
 from fl.client import site_code
+from fl.client.warm import Kept, seed_all
 from fl.config import DataConfigs, TrainConfigs
 from fl.errors import FederationError
 
@@ -20,14 +29,17 @@ class DataError(FederationError):
     """A loader gave something that cannot be trained on."""
 
 
-_loaded: dict[str, Sets] = {}
+_loaded: Kept[Sets] = Kept()
+_training: Kept[DataLoader[Any]] = Kept()
+_validation: Kept[DataLoader[Any]] = Kept()
 
 
 def datasets(configs: DataConfigs) -> Sets:
     """The training and the validation set that a loader returns.
 
     A worker that stays warm between rounds loads once: what was loaded is kept by the loader's
-    code and arguments, one at a time.
+    code and arguments, one at a time. What a loader draws, such as a split that it does not seed
+    itself, is the same in every worker.
 
     Args:
         configs: The loader's file, function and arguments.
@@ -40,15 +52,14 @@ def datasets(configs: DataConfigs) -> Sets:
         DataError: It raised, or returned something else than two data sets.
     """
     loader = site_code.load(configs.dataset_path, configs.dataset_name)
-    key = json.dumps([loader.__module__, configs.model_dump()], sort_keys=True)
-    if key not in _loaded:
-        _loaded.clear()
-        _loaded[key] = _call(loader, configs)
-    return _loaded[key]
+    return _loaded.get((loader, configs), lambda: _call(loader, configs))
 
 
 def _call(loader: Any, configs: DataConfigs) -> Sets:
     name = f"{configs.dataset_path}: {configs.dataset_name}"
+    _training.forget()  # or the last set would stay in memory beside the next
+    _validation.forget()
+    seed_all(zlib.crc32(configs.model_dump_json().encode()))
     try:
         found = loader(**configs.dataset_kwargs)
     except Exception as error:
@@ -68,29 +79,69 @@ def count(dataset: Dataset[Any]) -> int:
     return len(cast(Sized, dataset))
 
 
-def training_batches(
-    dataset: Dataset[Any], configs: TrainConfigs, generator: torch.Generator
-) -> DataLoader[Any]:
-    """Minibatches for training, shuffled by a generator so that a round can be repeated.
+def training_batches(dataset: Dataset[Any], configs: TrainConfigs, seed: int) -> DataLoader[Any]:
+    """Minibatches for training, shuffled from a seed so that a round can be repeated.
 
     Args:
         dataset: Samples of (input, label).
         configs: Batch size, shuffling, workers.
-        generator: Decides the order.
+        seed: Decides the order.
 
     Returns:
-        The minibatches of one epoch.
+        The minibatches of an epoch; each time they are asked for, of the next one.
     """
-    return DataLoader(
-        dataset,
-        batch_size=configs.train_batch_size,
-        shuffle=configs.train_data_shuffle,
-        drop_last=configs.train_drop_last,
-        num_workers=configs.num_workers,
-        generator=generator,
+    # The minibatches that are kept keep their set, and so its id.
+    key = (
+        id(dataset),
+        configs.train_batch_size,
+        configs.train_data_shuffle,
+        configs.train_drop_last,
+        configs.num_workers,
     )
+    batches = _training.get(key, lambda: _shuffled(dataset, configs))
+    batches.generator.manual_seed(seed)
+    return batches
 
 
 def validation_batches(dataset: Dataset[Any], configs: TrainConfigs) -> DataLoader[Any]:
     """Minibatches for evaluation, in order."""
-    return DataLoader(dataset, batch_size=configs.val_batch_size, num_workers=configs.num_workers)
+    order = SequentialSampler(cast(Sized, dataset))
+    return _validation.get(
+        (id(dataset), configs.val_batch_size, configs.num_workers),
+        lambda: _batches(dataset, BatchSampler(order, configs.val_batch_size, False), configs),
+    )
+
+
+def _shuffled(dataset: Dataset[Any], configs: TrainConfigs) -> DataLoader[Any]:
+    generator, samples = torch.Generator(), cast(Sized, dataset)
+    order: Sampler[int] = (
+        RandomSampler(samples, generator=generator)
+        if configs.train_data_shuffle
+        else SequentialSampler(samples)
+    )
+    sampler = BatchSampler(order, configs.train_batch_size, configs.train_drop_last)
+    return _batches(dataset, sampler, configs, generator)
+
+
+def _batches(
+    dataset: Dataset[Any],
+    sampler: BatchSampler,
+    configs: TrainConfigs,
+    generator: torch.Generator | None = None,
+) -> DataLoader[Any]:
+    """Minibatches of a set; a TensorDataset gives each at once, not sample by sample.
+
+    Workers are started for every epoch: those that live on keep drawing from the last round's
+    seed, and a warm client would differ from a cold one.
+    """
+    if type(dataset) is TensorDataset:
+        return DataLoader(
+            dataset,
+            sampler=sampler,
+            batch_size=None,
+            num_workers=configs.num_workers,
+            generator=generator,
+        )
+    return DataLoader(
+        dataset, batch_sampler=sampler, num_workers=configs.num_workers, generator=generator
+    )

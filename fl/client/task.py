@@ -13,16 +13,23 @@ import time
 import traceback
 import uuid
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import nn
 
 from fl import __version__
-from fl.client import data, trainer
-from fl.config import DataConfigs, ModelConfigs, ProxystoreConfigs, TrainConfigs
+from fl.client import algorithms, budget, control, data, devices, jobs, trainer
+from fl.client.corrections import Controlled, Correction, Proximal
+from fl.client.request import EvaluateRequest, RequestError, TrainRequest, read
+from fl.client.trainer import TrainingError
+from fl.client.warm import seed_all
+from fl.config import ProxystoreConfigs
 from fl.errors import FederationError
-from fl.tensors import decode, encode, require_same_layout
+from fl.tensors import Tensors, decode, encode, require_same_layout
 from fl.transport import Ref, Transport, open_transport
 
 
@@ -30,8 +37,9 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     """Do what the server asks, at the site.
 
     Args:
-        request: `{"operation": "train" | "check", ...}`; see `train_request` and `check_request`
-            in `fl.server.requests` for the rest.
+        request: `{"operation": "train" | "evaluate" | "progress" | "check", ...}`; `TrainRequest`
+            and `EvaluateRequest` in `fl.client.request` say what else, and `check` and `progress`
+            here.
 
     Returns:
         `{"result": {...}}`, or `{"error": {"type", "message", "traceback"}}`.
@@ -40,6 +48,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         operation = OPERATIONS[request["operation"]]
         return {"result": operation(request)}
     except Exception as error:
+        trainer.forget()
         return {"error": _describe(error)}
 
 
@@ -47,46 +56,98 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
     """One round's local training.
 
     Args:
-        request: `model` (a Ref), `round`, `client_id`, and the client's `train_configs`,
-            `model_configs`, `data_configs`, `proxystore_configs`.
+        request: A `TrainRequest`.
 
     Returns:
-        `update` (a Ref), `num_samples`, `steps`, `metrics` and `seconds` by phase.
+        `update` (a Ref), `num_samples`, `steps`, `stopped` (`budget`, or `block` where the worker's
+        block ends: then without validation), `metrics`, `seconds` by phase, and `job`.
 
     Raises:
+        BlockEnded: The worker's block leaves no time for a step.
         FederationError: The model, loader or transport failed.
     """
-    clock = _Stopwatch()
-    configs = _read(TrainConfigs, request["train_configs"])
-    model_configs = _read(ModelConfigs, request["model_configs"])
-    transport = _transport(request["proxystore_configs"])
-    encoded = transport.get(Ref.from_json(request["model"]))
-    clock.lap("get")
-    model = trainer.build_model(model_configs)
-    weights = decode(encoded)
-    require_same_layout(model.state_dict(), weights)
-    model.load_state_dict(weights)
-    train_set, validation_set = data.datasets(_read(DataConfigs, request["data_configs"]))
-    clock.lap("load")
-    metrics: dict[str, float] = {}
-    if configs.do_pre_validation and validation_set is not None:
-        metrics |= _metrics("pre_val", trainer.evaluate(model, validation_set, configs))
-    seed = _seed(model_configs.seed, request["client_id"], request["round"])
-    training = trainer.train(model, train_set, configs, seed=seed)
-    metrics["train_loss"] = training.loss
-    clock.lap("train")
-    if configs.do_validation and validation_set is not None:
-        metrics |= _metrics("val", trainer.evaluate(model, validation_set, configs))
-    clock.lap("validate")
-    update = transport.put(encode(model.state_dict()))
-    clock.lap("put")
+    wanted = read(TrainRequest, request)
+    configs = wanted.train_configs
+    with jobs.Record(wanted.job) as record:
+        phases = _Phases(record)
+        received, controls = _fetch(wanted, phases)
+        with phases("load"):
+            model = _load(wanted, received)
+            train_set, validation_set = data.datasets(wanted.data_configs)
+            correction = _correction(wanted, model, received, controls)
+        seed = _seed(wanted.model_configs.seed, wanted.client_id, wanted.round)
+        metrics: dict[str, float] = {}
+        if configs.do_pre_validation and validation_set is not None:
+            with phases("pre_validate"):
+                seed_all(seed)
+                metrics |= _metrics("pre_val", trainer.evaluate(model, validation_set, configs))
+        with phases("train"):
+            training = trainer.train(
+                model,
+                train_set,
+                configs,
+                seed=seed,
+                steps=wanted.steps,
+                learning_rate_scale=wanted.learning_rate_scale,
+                until=_until(configs.block_margin, phases.seconds["get"]),
+                correction=correction,
+                on_step=record.count,
+            )
+            metrics["train_loss"] = training.loss
+            update = _update(wanted, model, received, correction)
+        if configs.do_validation and validation_set is not None and training.stopped == "budget":
+            with phases("validate"):
+                metrics |= _metrics("val", trainer.evaluate(model, validation_set, configs))
+        with phases("put"):
+            sent = _transport(wanted.proxystore_configs).put(encode(update))
     return {
-        "update": update.to_json(),
+        "job": wanted.job,
+        "update": sent.to_json(),
         "num_samples": training.num_samples,
         "steps": training.steps,
+        "stopped": training.stopped,
         "metrics": metrics,
-        "seconds": clock.laps,
+        "seconds": phases.seconds,
     }
+
+
+def evaluate(request: dict[str, Any]) -> dict[str, Any]:
+    """Evaluate a model on the client's validation set.
+
+    Args:
+        request: An `EvaluateRequest`.
+
+    Returns:
+        `loss` and `accuracy` (means over samples), `num_samples`, `seconds` by phase, and `job`.
+
+    Raises:
+        FederationError: The model, loader or transport failed, or there is no validation set.
+    """
+    wanted = read(EvaluateRequest, request)
+    with jobs.Record(wanted.job) as record:
+        phases = _Phases(record)
+        received, _ = _fetch(wanted, phases)
+        with phases("load"):
+            model = _load(wanted, received)
+            _, validation_set = data.datasets(wanted.data_configs)
+        if validation_set is None:
+            raise TrainingError(f"client {wanted.client_id} has no validation set")
+        with phases("evaluate"):
+            seed_all(wanted.model_configs.seed)
+            evaluation = trainer.evaluate(model, validation_set, wanted.train_configs)
+    return {"job": wanted.job, **asdict(evaluation), "seconds": phases.seconds}
+
+
+def progress(request: dict[str, Any]) -> dict[str, Any]:
+    """What a task that was sent to this site is doing; see `fl.client.jobs.progress`.
+
+    Args:
+        request: `job`, its name.
+
+    Returns:
+        `phase`, `step`, `age_seconds`, `alive`.
+    """
+    return jobs.progress(str(request["job"]))
 
 
 def check(request: dict[str, Any]) -> dict[str, Any]:
@@ -102,18 +163,18 @@ def check(request: dict[str, Any]) -> dict[str, Any]:
     Raises:
         FederationError: The worker's way does not work, with the reason.
     """
-    clock = _Stopwatch()
-    transport = _transport(request["proxystore_configs"])
-    clock.lap("connect")
-    probe = transport.put(uuid.uuid4().bytes)
-    try:
-        transport.get(probe)
-    finally:
-        transport.evict(probe)
-    clock.lap("round_trip")
+    phases = _Phases(jobs.Record(None))
+    with phases("connect"):
+        transport = _transport(read(ProxystoreConfigs, request["proxystore_configs"]))
+    with phases("round_trip"):
+        probe = transport.put(uuid.uuid4().bytes)
+        try:
+            transport.get(probe)
+        finally:
+            transport.evict(probe)
     if request.get("model") is not None:
-        transport.get(Ref.from_json(request["model"]))
-        clock.lap("get_from_server")
+        with phases("get_from_server"):
+            transport.get(Ref.from_json(request["model"]))
     return {
         "host": socket.gethostname(),
         "versions": {
@@ -122,27 +183,83 @@ def check(request: dict[str, Any]) -> dict[str, Any]:
             "torch": torch.__version__,
         },
         "proxies": sorted(key for key in os.environ if key.lower().endswith("_proxy")),
-        "seconds": clock.laps,
+        "seconds": phases.seconds,
     }
 
 
-OPERATIONS = {"train": train, "check": check}
+OPERATIONS = {"train": train, "evaluate": evaluate, "progress": progress, "check": check}
 
 _transports: dict[str, Transport] = {}
 
 
-def _transport(value: Any) -> Transport:
+def _transport(configs: ProxystoreConfigs) -> Transport:
     """The client's way, kept open while the worker lives."""
-    configs = _read(ProxystoreConfigs, value)
     key = configs.model_dump_json()
     if key not in _transports:
         _transports[key] = open_transport(configs)
     return _transports[key]
 
 
-def _read(schema: Any, value: Any) -> Any:
-    """Read a section of the request; JSON has strings where the schema has ids."""
-    return schema.model_validate(value, strict=False)
+def _fetch(wanted: EvaluateRequest, phases: _Phases) -> tuple[Tensors, Tensors]:
+    """The model that the server sent, and SCAFFOLD's control if it sent one."""
+    with phases("get"):
+        encoded = _transport(wanted.proxystore_configs).get(Ref.from_json(wanted.model))
+        return control.split(decode(encoded))
+
+
+def _load(wanted: EvaluateRequest, received: Tensors) -> nn.Module:
+    """The model with the weights that were received, where it will be used."""
+    model = trainer.warm_model(wanted.model_configs)
+    require_same_layout(model.state_dict(), received)
+    model.load_state_dict(received)
+    return model.to(devices.choose(wanted.train_configs.device))
+
+
+def _correction(
+    wanted: TrainRequest, model: nn.Module, received: Tensors, controls: Tensors
+) -> Correction:
+    """What the client's trainer adds to gradients."""
+    configs = wanted.train_configs
+    device = devices.choose(configs.device)
+    if configs.mu is not None:
+        return Proximal(received, configs.mu, device)
+    if configs.trainer != "ScaffoldTrainer":
+        return Correction()
+    zero = {name: tensor.cpu() for name, tensor in algorithms.no_control(model).items()}
+    require_same_layout(control.prefixed(zero), control.prefixed(controls))
+    own = control.kept(_run_id(wanted), wanted.client_id, wanted.control_version, zero)
+    return Controlled(controls, own, configs.optim_args.get("momentum", 0.0), device)
+
+
+def _update(
+    wanted: TrainRequest, model: nn.Module, received: Tensors, correction: Correction
+) -> Tensors:
+    """What goes back; what SCAFFOLD keeps for the client's next round is kept before that."""
+    trained = model.state_dict()
+    update: Tensors = (
+        algorithms.delta(trained, received) if wanted.update == "difference" else dict(trained)
+    )
+    if isinstance(correction, Controlled):
+        own, change = correction.outcome(received, {n: t.cpu() for n, t in trained.items()})
+        control.keep(_run_id(wanted), wanted.client_id, wanted.round, own)
+        update |= control.prefixed(change)
+    return update
+
+
+def _run_id(wanted: TrainRequest) -> str:
+    if wanted.run_id is None:
+        raise RequestError("request: run_id: ScaffoldTrainer keeps a client's control by its run")
+    return wanted.run_id
+
+
+def _until(margin: float, get_seconds: float) -> float | None:
+    """When training must end, so that what it did is sent before the worker's block ends.
+
+    An update is as large as the model that was received, and takes the same way: twice the time
+    of that, or the margin where that is longer.
+    """
+    end = budget.block_end()
+    return None if end is None else end - max(margin, 2 * get_seconds)
 
 
 def _seed(seed: int, client_id: str, round_number: int) -> int:
@@ -164,14 +281,16 @@ def _describe(error: Exception) -> dict[str, str]:
     }
 
 
-class _Stopwatch:
-    """Seconds by phase."""
+class _Phases:
+    """A task's phases: told to its record, and timed."""
 
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
+    def __init__(self, record: jobs.Record) -> None:
+        self.seconds: dict[str, float] = {}
+        self._record = record
 
-    def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self.laps[phase] = now - self._last
-        self._last = now
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self._record.phase = name
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started

@@ -6,15 +6,19 @@ https://arxiv.org/abs/1602.05629, ClientUpdate).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from fl.client import data, site_code
+from fl.client import budget, data, devices, site_code
+from fl.client.budget import Stopped
+from fl.client.corrections import Correction
+from fl.client.warm import AsBuilt, Kept, seed_all
 from fl.config import ModelConfigs, TrainConfigs
 from fl.errors import FederationError
 
@@ -46,11 +50,13 @@ class Training:
         loss: Mean minibatch loss over the whole of it.
         steps: Minibatch steps.
         num_samples: Samples in the training set.
+        stopped: Why it ended: the budget was used up, or the worker's block ends.
     """
 
     loss: float
     steps: int
     num_samples: int
+    stopped: Stopped
 
 
 def build_model(configs: ModelConfigs) -> nn.Module:
@@ -68,7 +74,7 @@ def build_model(configs: ModelConfigs) -> nn.Module:
     """
     factory = site_code.load(configs.model_path, configs.model_name)
     name = f"{configs.model_path}: {configs.model_name}"
-    torch.manual_seed(configs.seed)
+    seed_all(configs.seed)
     try:
         model = factory(**configs.model_kwargs)
     except Exception as error:
@@ -78,7 +84,45 @@ def build_model(configs: ModelConfigs) -> nn.Module:
     return model
 
 
-def train(model: nn.Module, dataset: Dataset[Any], configs: TrainConfigs, *, seed: int) -> Training:
+_model: Kept[AsBuilt] = Kept()
+_optimizer: Kept[tuple[torch.optim.Optimizer, dict[str, Any]]] = Kept()
+
+
+def warm_model(configs: ModelConfigs) -> nn.Module:
+    """The model that `build_model` builds, or the last one again if nothing has changed.
+
+    Args:
+        configs: As for `build_model`.
+
+    Returns:
+        The model on whatever device it was last, as it was built except for its `state_dict`.
+
+    Raises:
+        SiteCodeError: As `build_model`.
+        TrainingError: As `build_model`.
+    """
+    factory = site_code.load(configs.model_path, configs.model_name)
+    return _model.get((factory, configs), lambda: AsBuilt(build_model(configs))).restore()
+
+
+def forget() -> None:
+    """Let the kept model and optimizer go: a task that failed may have left them in any state."""
+    _model.forget()
+    _optimizer.forget()
+
+
+def train(
+    model: nn.Module,
+    dataset: Dataset[Any],
+    configs: TrainConfigs,
+    *,
+    seed: int,
+    steps: int | None = None,
+    learning_rate_scale: float = 1.0,
+    until: float | None = None,
+    correction: Correction | None = None,
+    on_step: Callable[[int], None] = lambda _steps: None,
+) -> Training:
     """Train a model in place.
 
     Args:
@@ -86,33 +130,76 @@ def train(model: nn.Module, dataset: Dataset[Any], configs: TrainConfigs, *, see
         dataset: Samples of (input, label).
         configs: Optimizer, loss, budget.
         seed: Decides shuffling and every draw that the model makes.
+        steps: Minibatch steps, instead of `configs`' budget.
+        learning_rate_scale: Multiplies the optimizer's learning rate.
+        until: Unix seconds by which training must have ended, or None.
+        correction: What the trainer adds to gradients.
+        on_step: Told how many steps are done, after each.
 
     Returns:
         What training did.
 
     Raises:
-        TrainingError: The optimizer, loss or device is unknown, or the loss is not finite.
+        TrainingError: The optimizer, loss or scheduler is unknown, or the loss is not finite.
+        DeviceError: The device is not here.
+        BlockEnded: There is no time for a first step.
     """
-    torch.manual_seed(seed)
-    model.to(_device(configs)).train()
-    loss_fn = _loss(configs)
-    optimizer = _optimizer(model, configs)
-    batches = data.training_batches(dataset, configs, torch.Generator().manual_seed(seed))
-    total, steps = 0.0, 0
-    for inputs, labels in _budgeted(batches, configs):
-        optimizer.zero_grad()
-        loss = loss_fn(model(inputs.to(configs.device)), labels.to(configs.device))
+    seed_all(seed)
+    batches = data.training_batches(dataset, configs, seed)
+    if len(batches) == 0:
+        raise TrainingError("train_drop_last leaves no minibatch: train_batch_size is too large")
+    descent = _Descent(model, configs, correction or Correction(), learning_rate_scale)
+    left = budget.countdown(configs, len(batches), steps=steps, until=until)
+    total = 0.0
+    for number, (inputs, labels) in enumerate(budget.within(left, batches), start=1):
+        total += descent.step(inputs, labels, number)
+        descent.advance(end_of_epoch=number % len(batches) == 0)
+        on_step(number)
+    assert left.stopped is not None  # noqa: S101  (within() ends no earlier)
+    return Training(total / left.done, left.done, data.count(dataset), left.stopped)
+
+
+class _Descent:
+    """Steps of minibatch descent on one model."""
+
+    def __init__(
+        self, model: nn.Module, configs: TrainConfigs, correction: Correction, scale: float
+    ) -> None:
+        self._device = devices.choose(configs.device)
+        self._model = model.to(self._device).train()
+        self._configs, self._correction = configs, correction
+        self._loss = _loss(configs)
+        self._optimizer = _warm_optimizer(model, configs)
+        for group in self._optimizer.param_groups:
+            group["lr"] *= scale
+        self._scheduler = _scheduler(self._optimizer, configs)
+        self._autocast = devices.autocast(self._device, configs.amp)
+        self._scaler = devices.scaler(self._device, configs.amp)
+
+    def step(self, inputs: torch.Tensor, labels: torch.Tensor, number: int) -> float:
+        """Do one step; returns its minibatch's loss."""
+        self._optimizer.zero_grad()
+        with self._autocast:
+            loss = self._loss(self._model(inputs.to(self._device)), labels.to(self._device))
+        value = float(loss.item())
         if not torch.isfinite(loss):
-            raise TrainingError(
-                f"loss became {loss.item()} at step {steps + 1}; lower optim_args.lr"
+            raise TrainingError(f"loss became {value} at step {number}; lower optim_args.lr")
+        self._scaler.scale(loss).backward()
+        self._scaler.unscale_(self._optimizer)
+        self._correction.to_loss(self._model)
+        if self._configs.clip_grad:
+            nn.utils.clip_grad_norm_(
+                self._model.parameters(), self._configs.clip_value, self._configs.clip_norm
             )
-        loss.backward()
-        if configs.clip_grad:
-            nn.utils.clip_grad_norm_(model.parameters(), configs.clip_value, configs.clip_norm)
-        optimizer.step()
-        total += loss.item()
-        steps += 1
-    return Training(total / steps, steps, data.count(dataset))
+        self._correction.to_step(self._model, float(self._optimizer.param_groups[0]["lr"]))
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        return value
+
+    def advance(self, *, end_of_epoch: bool) -> None:
+        """Let the learning rate follow its schedule."""
+        if self._scheduler and (end_of_epoch or self._configs.lr_scheduler_unit == "step"):
+            self._scheduler.step()
 
 
 def evaluate(model: nn.Module, dataset: Dataset[Any], configs: TrainConfigs) -> Evaluation:
@@ -127,59 +214,70 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], configs: TrainConfigs) -> 
         Mean loss and accuracy.
 
     Raises:
-        TrainingError: The set is empty, or the loss or device is unknown.
+        TrainingError: The set is empty, or the loss is unknown.
+        DeviceError: The device is not here.
     """
     if data.count(dataset) == 0:
         raise TrainingError("no samples to evaluate on")
-    model.to(_device(configs)).eval()
+    device = devices.choose(configs.device)
+    model.to(device).eval()
     loss_fn = _loss(configs)
     loss, correct, seen = 0.0, 0, 0
     with torch.no_grad():
         for inputs, labels in data.validation_batches(dataset, configs):
-            outputs, expected = model(inputs.to(configs.device)), labels.to(configs.device)
+            outputs, expected = model(inputs.to(device)), labels.to(device)
             loss += loss_fn(outputs, expected).item() * len(labels)
             correct += int((outputs.argmax(dim=1) == expected).sum().item())
             seen += len(labels)
     return Evaluation(loss / seen, correct / seen, seen)
 
 
-def _budgeted(batches: DataLoader[Any], configs: TrainConfigs) -> Iterator[Any]:
-    """The local budget's minibatches: some epochs, or some steps over as many as they take."""
-    if len(batches) == 0:
-        raise TrainingError("train_drop_last leaves no minibatch: train_batch_size is too large")
-    if configs.mode == "epoch":
-        for _ in range(configs.num_local_epochs):
-            yield from batches
-        return
-    left = configs.num_local_steps
-    while left > 0:
-        for batch in batches:
-            yield batch
-            left -= 1
-            if left == 0:
-                return
-
-
-def _device(configs: TrainConfigs) -> torch.device:
-    try:
-        device = torch.device(configs.device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise TrainingError(f"device {configs.device!r} is not here: {error}") from error
-    return device
-
-
 def _loss(configs: TrainConfigs) -> nn.Module:
     return cast(nn.Module, _named(nn, "loss_fn", configs.loss_fn)(**configs.loss_fn_kwargs))
 
 
-def _optimizer(model: nn.Module, configs: TrainConfigs) -> torch.optim.Optimizer:
+def _warm_optimizer(model: nn.Module, configs: TrainConfigs) -> torch.optim.Optimizer:
+    """The optimizer as new, built again only for other parameters or settings."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # The optimizer that is kept keeps its parameters, and so their ids; their device may change.
+    key = (
+        [(id(parameter), parameter.device) for parameter in trainable],
+        configs.optim,
+        configs.optim_args,
+    )
+    optimizer, start = _optimizer.get(key, lambda: _build_optimizer(trainable, configs))
+    optimizer.load_state_dict(copy.deepcopy(start))
+    return optimizer
+
+
+def _build_optimizer(
+    trainable: list[nn.Parameter], configs: TrainConfigs
+) -> tuple[torch.optim.Optimizer, dict[str, Any]]:
+    """An optimizer, and its state before any step: some have one."""
     factory = _named(torch.optim, "optim", configs.optim)
     try:
-        return cast(torch.optim.Optimizer, factory(trainable, **configs.optim_args))
+        optimizer = cast(torch.optim.Optimizer, factory(trainable, **configs.optim_args))
     except (TypeError, ValueError) as error:
         raise TrainingError(f"optim_args do not fit {configs.optim}: {error}") from error
+    return optimizer, copy.deepcopy(optimizer.state_dict())
+
+
+def _scheduler(
+    optimizer: torch.optim.Optimizer, configs: TrainConfigs
+) -> torch.optim.lr_scheduler.LRScheduler | None:
+    name = configs.lr_scheduler
+    if name is None:
+        return None
+    factory = _named(torch.optim.lr_scheduler, "lr_scheduler", name)
+    if name == "ReduceLROnPlateau":
+        raise TrainingError(f"lr_scheduler {name} waits for a metric that local training has not")
+    try:
+        return cast(
+            torch.optim.lr_scheduler.LRScheduler,
+            factory(optimizer, **configs.lr_scheduler_args),
+        )
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise TrainingError(f"lr_scheduler_args do not fit {name}: {error}") from error
 
 
 def _named(module: Any, key: str, name: str) -> Any:

@@ -54,11 +54,15 @@ class Endpoints(Protocol):
             A line for a person.
         """
 
-    def recover(self, jobs: Collection[str]) -> dict[str, Future[JSONObject]]:
-        """Take up tasks that an earlier process of the same run submitted.
+    def session(self) -> str | None:
+        """What a later process can `recover` submitted tasks by, or None if it cannot."""
+
+    def recover(self, session: str, jobs: Collection[str]) -> dict[str, Future[JSONObject]]:
+        """Take up tasks that another process submitted.
 
         Args:
-            jobs: The server's names for them.
+            session: That process's.
+            jobs: The server's names for the tasks.
 
         Returns:
             A future, as `submit` gives, for each that may still be answered.

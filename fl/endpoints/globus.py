@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Collection
 from concurrent.futures import Future
 from uuid import UUID
@@ -26,6 +27,8 @@ from fl.endpoints.serialization import JSONOnly
 # The service takes 20 requests in 10 s from a client; the SDK's own, slower default would hold
 # every round up for seconds.
 BURST_LIMIT, BURST_WINDOW_SECONDS = 8, 4
+# The service names a group of tasks in its answer to the first submit.
+GROUP_SECONDS = 30.0
 
 
 class GlobusEndpoints:
@@ -33,14 +36,14 @@ class GlobusEndpoints:
 
     Args:
         function_id: Id of the registered remote function.
-        task_group: The service's name for all tasks of a run: they can be found again by it.
 
     Raises:
         EndpointError: Globus cannot be reached, or refuses the credentials.
     """
 
-    def __init__(self, function_id: UUID, task_group: UUID) -> None:
-        self._function_id, self._task_group = str(function_id), task_group
+    def __init__(self, function_id: UUID) -> None:
+        self._function_id = str(function_id)
+        self._task_group: UUID | None = None
         self._executors: dict[UUID | None, Executor] = {}
         # Refusals reach people through the futures; the SDK's own log lines would say it twice.
         logging.getLogger("globus_compute_sdk").setLevel(logging.ERROR)
@@ -78,13 +81,18 @@ class GlobusEndpoints:
         """See `Endpoints.explain`."""
         return explain(error)
 
-    def recover(self, jobs: Collection[str]) -> dict[str, Future[JSONObject]]:
+    def session(self) -> str | None:
+        """See `Endpoints.session`: the service's name for a group of tasks."""
+        return None if self._task_group is None else str(self._task_group)
+
+    def recover(self, session: str, jobs: Collection[str]) -> dict[str, Future[JSONObject]]:
         """See `Endpoints.recover`.
 
         The service lists a group's tasks, but not what they are; only an answer says whose it is.
         So a task that is still to come cannot be told from one that was lost: every job has a
         future, and it may never resolve.
         """
+        self._task_group = UUID(session)
         found: dict[str, Future[JSONObject]] = {job: Future() for job in jobs}
         if not found:
             return found
@@ -118,9 +126,12 @@ class GlobusEndpoints:
             watcher.shutdown(wait=False, cancel_futures=True)
 
     def _send(self, endpoint_id: UUID, request: JSONObject) -> Future[JSONObject]:
-        future: Future[JSONObject] = self._executor(endpoint_id).submit_to_registered_function(
+        executor = self._executor(endpoint_id)
+        future: Future[JSONObject] = executor.submit_to_registered_function(
             self._function_id, args=(request,)
         )
+        if self._task_group is None:
+            self._task_group = _group_of(executor, future)
         return future
 
     def _executor(self, endpoint_id: UUID | None) -> Executor:
@@ -136,6 +147,15 @@ class GlobusEndpoints:
                 api_burst_window_s=BURST_WINDOW_SECONDS,
             )
         return self._executors[endpoint_id]
+
+
+def _group_of(executor: Executor, first: Future[JSONObject]) -> UUID | None:
+    """The group that the service makes for a first task: all tasks of a run share one."""
+    until = time.monotonic() + GROUP_SECONDS
+    while executor.task_group_id is None and not first.done() and time.monotonic() < until:
+        time.sleep(0.02)
+    group: UUID | None = executor.task_group_id
+    return group
 
 
 def explain(error: BaseException) -> str:

@@ -6,9 +6,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 from fl.config import Client
 from fl.endpoints.base import JSONObject
@@ -33,11 +34,12 @@ class LocalEndpoints:
 
     def submit(self, client: Client, request: JSONObject) -> Future[JSONObject]:  # noqa: ARG002  (the protocol's signature; every client runs the same task here)
         """See `Endpoints.submit`."""
-        try:
-            return self._pool.submit(_run, request)
-        except BrokenProcessPool:  # one of its processes was killed, and with it the pool
-            self._pool = self._open()
-            return self._pool.submit(_run, request)
+        with _without_interrupts():
+            try:
+                return self._pool.submit(_run, request)
+            except BrokenProcessPool:  # one of its processes was killed, and with it the pool
+                self._pool = self._open()
+                return self._pool.submit(_run, request)
 
     def health(self, client: Client) -> str | None:  # noqa: ARG002  (as above)
         """See `Endpoints.health`: this machine can always take tasks."""
@@ -47,8 +49,11 @@ class LocalEndpoints:
         """See `Endpoints.explain`."""
         return f"the local process failed ({type(error).__name__}: {error})"
 
-    def recover(self, jobs: Collection[str]) -> dict[str, Future[JSONObject]]:  # noqa: ARG002  (the protocol's signature)
-        """See `Endpoints.recover`: tasks here end with the process that sent them."""
+    def session(self) -> None:
+        """See `Endpoints.session`: tasks here end with the process that sent them."""
+
+    def recover(self, session: str, jobs: Collection[str]) -> dict[str, Future[JSONObject]]:  # noqa: ARG002  (the protocol's signature)
+        """See `Endpoints.recover`."""
         return {}
 
     def close(self) -> None:
@@ -58,12 +63,21 @@ class LocalEndpoints:
             process.terminate()
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """What is started inside never sees a Ctrl-C: that is the server's to answer."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin() -> None:
     """A worker's life: one thread of torch's, and no day longer than the server's."""
     import torch
 
     torch.set_num_threads(1)  # together they have as many as there are cores
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to answer
     threading.Thread(target=_end_with_the_server, daemon=True).start()
 
 

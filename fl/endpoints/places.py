@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from concurrent.futures import Future
 from pathlib import Path
-from uuid import UUID, uuid4
 
 from fl.config import Client, Federation
 from fl.endpoints.base import Endpoints, JSONObject
@@ -37,9 +36,13 @@ class Places:
         place = self._remote or self._local
         return place.explain(error) if place else str(error)
 
-    def recover(self, jobs: Collection[str]) -> dict[str, Future[JSONObject]]:
+    def session(self) -> str | None:
+        """See `Endpoints.session`."""
+        return self._remote.session() if self._remote is not None else None
+
+    def recover(self, session: str, jobs: Collection[str]) -> dict[str, Future[JSONObject]]:
         """See `Endpoints.recover`."""
-        return self._remote.recover(jobs) if self._remote is not None else {}
+        return self._remote.recover(session, jobs) if self._remote is not None else {}
 
     def close(self) -> None:
         """See `Endpoints.close`."""
@@ -54,12 +57,11 @@ class Places:
         return place
 
 
-def open_endpoints(federation: Federation, task_group: UUID | None = None) -> Endpoints:
+def open_endpoints(federation: Federation) -> Endpoints:
     """The places that a federation's clients need.
 
     Args:
         federation: Both files.
-        task_group: The run's name at Globus Compute; a new one when None.
 
     Returns:
         Its endpoints.
@@ -75,5 +77,5 @@ def open_endpoints(federation: Federation, task_group: UUID | None = None) -> En
         load_environment(Path(file) for file in configs.environment_files)
         from fl.endpoints.globus import GlobusEndpoints  # reads the environment when imported
 
-        remote = GlobusEndpoints(configs.function_id, task_group or uuid4())
+        remote = GlobusEndpoints(configs.function_id)
     return Places(LocalEndpoints(len(local)) if local else None, remote)

@@ -17,7 +17,8 @@ class WeightedMean:
     Floating-point tensors are averaged in their own precision, but at least float32. The mean is
     moved towards each update rather than divided at the end: of equal values it is exactly that
     value, so what no client changed stays to the last bit. Integers and booleans (counters such as
-    batch norm's, which have no meaningful mean) are taken from the update of the greatest weight.
+    batch norm's, which have no meaningful mean) are taken from the update of the greatest weight;
+    of equal weights, whoever came first, the greatest.
 
     The first update says what the names, shapes and dtypes of all are.
 
@@ -53,6 +54,8 @@ class WeightedMean:
                 _move(mean, update[name], weight / self.total)
             elif weight > self._greatest:
                 mean.copy_(update[name])
+            elif weight == self._greatest:
+                torch.maximum(mean, update[name], out=mean)
         self._greatest = max(self._greatest, weight)
 
     def result(self) -> Tensors:

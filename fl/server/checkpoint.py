@@ -114,9 +114,7 @@ def load(file: Path) -> Snapshot:
     try:
         content = file.read_bytes()
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{file}: no checkpoint: the run ended before its first round did; start it anew"
-        ) from error
+        raise CheckpointError(f"{file}: there is no checkpoint: is this a run's folder?") from error
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
     encoded, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]

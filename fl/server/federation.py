@@ -8,7 +8,7 @@ steps) and an `Aggregator` (what a step is). A round is what happens between two
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +59,7 @@ class Parts:
         evaluate: Evaluates a global model at the server, or None.
         listen: Told of everything that happens.
         save: Given a snapshot after every step; it returns once that cannot be lost any more.
-        sent: Told of every task that was sent.
+        sent: Told of every task that was sent, and of its model.
     """
 
     endpoints: Endpoints
@@ -70,7 +70,7 @@ class Parts:
     evaluate: Evaluator | None
     listen: Listener
     save: Callable[[Snapshot], None]
-    sent: Callable[[Task], None]
+    sent: Callable[[Task, Ref], None]
 
 
 class Server:
@@ -98,6 +98,7 @@ class Server:
         self._models: dict[int, Ref] = {}
         self._waiting: list[Answer] = []
         self._used: list[Ref] = []
+        self._left: Sequence[Ref] = ()
         self._retries: dict[tuple[str, int], _Retry] = {}
         self._jobs = 0
         self._stopping = False
@@ -106,12 +107,15 @@ class Server:
         """End the run with the round that goes on."""
         self._stopping = True
 
-    def fit(self, start: Snapshot, recovered: list[Task]) -> Snapshot:
+    def fit(
+        self, start: Snapshot, recovered: Sequence[Task] = (), left: Sequence[Ref] = ()
+    ) -> Snapshot:
         """Train.
 
         Args:
             start: The initial global model, or what an earlier run left.
-            recovered: Tasks that an earlier run sent and whose answers may still come.
+            recovered: Tasks that an earlier process sent and whose answers may still come.
+            left: Models that it put and could not evict: those tasks may need them to the end.
 
         Returns:
             What there is after the last step: that of round `num_global_epochs`, or an earlier
@@ -122,6 +126,7 @@ class Server:
             FederationError: The server's own transport or disk failed.
         """
         self._restore(start)
+        self._left = left
         for task in recovered:
             if self._scheduler.keeps_late or task.version == start.version:
                 self._sites.adopt(task)
@@ -181,7 +186,7 @@ class Server:
 
     def _layout(self, this: _Round) -> Tensors:
         """What is sent, and what an update looks like: the model, and the aggregator's own."""
-        return {**this.weights, **self._aggregator.extra(this.weights)}  # noqa: S610  (not Django's)
+        return {**this.weights, **self._aggregator.extra(this.weights)}
 
     def _insist(self, put: Callable[[], Ref]) -> Ref:
         """Try again while the server's own way is down, up to the round's deadline."""
@@ -224,7 +229,7 @@ class Server:
         )
         task = self._sites.send(name, this.version, job, request)
         this.bytes_down += model.size
-        self._sent(task)
+        self._sent(task, model)
 
     def _receive(self, this: _Round, arrival: Arrival) -> None:
         """Read an answer with suspicion; its update waits where it is."""
@@ -252,6 +257,8 @@ class Server:
             with this.phase("collect"):
                 update = decode(self._transport.get(answer.update))
                 require_same_layout(self._layout(this), update)
+            with this.phase("aggregate"):
+                self._add(update, self._contribution(this, answer))
         except (UnreachableError, GoneError) as error:
             self._ask_again(this, answer, error)
             return False
@@ -260,13 +267,17 @@ class Server:
             self._sites.sit_out(answer.client_id, str(error))
             self._fail(this, answer.client_id, error)
             return False
-        with this.phase("aggregate"):
-            self._aggregator.add(update, self._contribution(this, answer))
         self._done_with(answer)
         self._memory[answer.client_id].accepted = answer.turn
         this.folded.append(answer)
         self._listen(this.received(answer))
         return True
+
+    def _add(self, update: Tensors, contribution: Contribution) -> None:
+        try:
+            self._aggregator.add(update, contribution)
+        except ValueError as error:
+            raise FederationError(f"its update cannot be weighed: {error}") from error
 
     def _ask_again(self, this: _Round, answer: Answer, error: TransportError) -> None:
         """An update did not come: ask for it later, or in the end have its site train again."""
@@ -379,7 +390,7 @@ class Server:
                 self._discard(arrival.outcome)
         for answer in list(self._waiting):
             self._done_with(answer)
-        self._used += self._models.values()
+        self._used += [*self._models.values(), *self._left]
         self._models = {}
         self._evict_used()
 

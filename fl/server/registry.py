@@ -58,8 +58,9 @@ def _class(where: str, name: str, ours: Mapping[str, type[Any]], group: str) -> 
     """The one class of a name."""
     others = list(entry_points(group=group))
     claims = [point for point in others if point.name == name]
-    if len(claims) + (name in ours) > 1:
-        raise ConfigError(f"{where}: {name} is also claimed by {_owner(claims[0])}")
+    owners = ["fl"] * (name in ours) + [_owner(point) for point in claims]
+    if len(owners) > 1:
+        raise ConfigError(f"{where}: {name} is claimed by {' and '.join(owners)}")
     if name in ours:
         return ours[name]
     if not claims:
@@ -82,7 +83,7 @@ def _load(point: EntryPoint, where: str) -> type[Any]:
     if not (
         isinstance(kind, type) and isinstance(settings, type) and issubclass(settings, Section)
     ):
-        raise ConfigError(f"{named} is no class with Settings, a fl.config.Section")
+        raise ConfigError(f"{named} is no class that has Settings")
     return kind
 
 

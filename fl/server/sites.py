@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 
+from fl.client.budget import BlockEnded
 from fl.config import Client
 from fl.endpoints.base import Endpoints, JSONObject, SiteError, answer_of
 from fl.errors import FederationError
@@ -33,8 +34,9 @@ from fl.server.requests import progress_request
 from fl.transport import UnreachableError
 
 CHECK_SECONDS = 10.0
-"""Between two checks of a site, and no more than one check a second for all of them: the hosted
-service takes 20 requests in 10 s."""
+"""Between two checks of a site."""
+SPACING_SECONDS = 1.0
+"""Between two checks of any: the hosted service takes 20 requests in 10 s."""
 MISSES = 2
 """Checks in a row that must find an endpoint offline: one may fall between two heartbeats."""
 PROBE_SECONDS = 30.0
@@ -44,8 +46,9 @@ GRACE_SECONDS = 5.0
 ATTEMPTS = 3
 """Times that a site may lose its task before it gets none until the server's next step."""
 
-PASSING = UnreachableError.__name__
-"""The one failure at a site that another try may mend: its way for models was interrupted."""
+PASSING = (UnreachableError.__name__, BlockEnded.__name__)
+"""Failures at a site that another try may mend: its way for models was interrupted, or its batch
+job ended before the first step."""
 
 
 class State(StrEnum):
@@ -172,7 +175,7 @@ class Sites:
         self._endpoints, self._clock, self._listen = endpoints, clock, listen
         self._patience = patience
         self._sites = {client.client_id: Site(client) for client in clients}
-        self._check_seconds = max(CHECK_SECONDS, float(len(self._sites)))
+        self._check_seconds = max(CHECK_SECONDS, len(self._sites) * SPACING_SECONDS)
         self._next_look = 0.0
         self._ended: deque[Task] = deque()  # appended to by the threads that resolve futures
         self._given_up: set[str] = set()
@@ -324,7 +327,7 @@ class Sites:
 
     def _failed(self, site: Site, task: Task, error: FederationError) -> Arrival | None:
         """A task ended without a result: for good, or worth another try."""
-        if isinstance(error, SiteError) and error.kind != PASSING:
+        if isinstance(error, SiteError) and error.kind not in PASSING:
             site.task, site.sits_out = None, True
             self._turn(site, State.READY, str(error))
             return Arrival(task, error)

@@ -133,7 +133,7 @@ def local(received, controls, curvature, target, steps, rate):
 
 
 def mean(updates):
-    running = WeightedMean(updates[0])
+    running = WeightedMean()
     for update in updates:
         running.add(update, 1.0)
     return running.result()
@@ -154,11 +154,14 @@ def test_scaffold_reaches_the_optimum_that_fedavg_misses():
             own[index], change = new_control(own[index], server, start, ends[-1], distance=0.5)
             changes.append(change)
         start, state = scaffold(
-            start, mean(ends), state, control_delta=mean(changes), participation=1.0
+            start,
+            mean([delta(end, start) for end in ends]),
+            state,
+            control_delta=mean(changes),
+            participation=1.0,
         )
-        averaged, _ = fedavg(
-            averaged, mean([local(averaged, None, h, t, 10, 0.05) for h, t in CLIENTS]), {}
-        )
+        ends = [local(averaged, None, h, t, 10, 0.05) for h, t in CLIENTS]
+        averaged, _ = fedavg(averaged, mean([delta(end, averaged) for end in ends]), {})
     assert start["w"].item() == pytest.approx(OPTIMUM, abs=1e-6)
     assert abs(averaged["w"].item() - OPTIMUM) > 0.1
     # The controls are the clients' gradients at the optimum, the server's is their mean: zero.

@@ -1,98 +1,36 @@
-import json
-
 import pytest
 import torch
 
-from fl.client import task
-from fl.tensors import decode, encode
-from fl.transport.base import Ref
-from fl.transport.inline import InlineTransport
+from fl.client import site_code, task, trainer
+from fl.config import ModelConfigs, TrainConfigs
 
-MODEL = """
-from torch import nn
-def Net():
-    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
-"""
-DATA = """
-import torch
-from torch.utils.data import TensorDataset
-calls = []
-def load(n=32):
-    calls.append(n)
-    x = torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
-    return TensorDataset(x, (x[:, 0] > 0).long()), TensorDataset(x, (x[:, 0] > 0).long())
-def load_badly(fault):
-    if fault == "raises":
-        raise OSError("disk gone")
-    return {"one": 1, "empty": (TensorDataset(torch.zeros(0, 4)), None)}[fault]
-"""
+VALIDATING = {"do_validation": True, "do_pre_validation": True}
 
 
-@pytest.fixture
-def request_of(site_code):
-    (site_code / "model.py").write_text(MODEL)
-    (site_code / "data.py").write_text(DATA)
-    weights = task.trainer.build_model(
-        task.ModelConfigs(model_path="model.py", model_name="Net")
-    ).state_dict()
-
-    def _request(weights=weights, **changes):
-        return {
-            "operation": "train",
-            "round": 1,
-            "client_id": "a",
-            "model": InlineTransport().put(encode(weights)).to_json(),
-            "train_configs": {"do_validation": True, "do_pre_validation": True},
-            "model_configs": {"model_path": "model.py", "model_name": "Net"},
-            "data_configs": {"dataset_path": "data.py", "dataset_name": "load"},
-            "proxystore_configs": {},
-            **changes,
-        }
-
-    return _request
-
-
-def run(request):
-    """Both ways through JSON, as Globus Compute carries it."""
-    return json.loads(json.dumps(task.run(json.loads(json.dumps(request)))))
-
-
-def test_a_round_at_a_site(request_of):
-    result = run(request_of())["result"]
-    update = decode(InlineTransport().get(Ref.from_json(result["update"])))
-    assert set(update) == set(decode(InlineTransport().get(Ref.from_json(request_of()["model"]))))
+def test_a_round_at_a_site(site):
+    result = site.result(train_configs=VALIDATING, job="job-1")
+    assert set(site.update()) == set(site.weights)
     assert result["num_samples"] == 32
-    assert result["steps"] == 1
+    assert (result["steps"], result["stopped"], result["job"]) == (1, "budget", "job-1")
     assert {"pre_val_loss", "val_accuracy", "train_loss"} <= set(result["metrics"])
     assert set(result["seconds"]) >= {"get", "load", "train", "put"}
 
 
-def test_a_round_can_be_repeated_and_differs_by_client_and_round(request_of):
+def test_a_round_can_be_repeated_and_differs_by_client_and_round(site):
     def digest(**changes):
-        return run(request_of(**changes))["result"]["update"]["sha256"]
+        return site.result(train_configs={"train_batch_size": 8}, **changes)["update"]["sha256"]
 
-    shuffled = {"train_configs": {"train_batch_size": 8}}
-    assert digest(**shuffled) == digest(**shuffled)
-    assert digest(**shuffled) != digest(**shuffled, round=2)
-    assert digest(**shuffled) != digest(**shuffled, client_id="b")
+    assert digest() == digest()
+    assert digest() != digest(round=2)
+    assert digest() != digest(client_id="b")
 
 
-def test_a_warm_worker_loads_its_data_once(request_of, site_code):
-    from fl.client import site_code as code
-
+def test_a_warm_worker_loads_its_data_once(site):
     for number in (1, 2):
-        run(request_of(round=number))
-    calls = code.load("data.py", "load").__globals__["calls"]
+        site.result(round=number)
+    calls = site_code.load("data.py", "load").__globals__["calls"]
     assert calls == [32]
-    run(
-        request_of(
-            data_configs={
-                "dataset_path": "data.py",
-                "dataset_name": "load",
-                "dataset_kwargs": {"n": 8},
-            }
-        )
-    )
+    site.result(data=("load", {"n": 8}))
     assert calls == [32, 8]
 
 
@@ -100,20 +38,10 @@ def test_a_warm_worker_loads_its_data_once(request_of, site_code):
     ("changes", "expected"),
     [
         ({"operation": "shell"}, "KeyError"),
-        ({"model": {"transport": "inline"}}, "not a reference"),
         ({"data_configs": {"dataset_path": "../x.py", "dataset_name": "f"}}, "outside"),
         ({"data_configs": {"dataset_path": "none.py", "dataset_name": "f"}}, "not in this site's"),
         *[
-            (
-                {
-                    "data_configs": {
-                        "dataset_path": "data.py",
-                        "dataset_name": "load_badly",
-                        "dataset_kwargs": {"fault": fault},
-                    }
-                },
-                expected,
-            )
+            ({"data": ("load_badly", {"fault": fault})}, expected)
             for fault, expected in [
                 ("raises", "disk gone"),
                 ("one", "must return"),
@@ -121,14 +49,99 @@ def test_a_warm_worker_loads_its_data_once(request_of, site_code):
             ]
         ],
         ({"weights": {"weight": torch.ones(1)}}, "missing or unknown"),
+        ({"update": "gradient"}, "request: update: Input should be 'difference' or 'model'"),
+        ({"steps": 0}, "request: steps: "),
+        ({"learning_rate_scale": float("inf")}, "request: learning_rate_scale: "),
+        ({"client_id": "../b"}, "request: client_id: "),
+        ({"run_id": ".."}, "request: run_id: "),
+        ({"job": "a/b"}, "request: job: "),
+        ({"hurry": True}, "request: hurry: Extra inputs"),
+        ({"train_configs": {"trainer": "FedProxTrainer"}}, "mu is what FedProxTrainer needs"),
     ],
 )
-def test_a_fault_comes_back_as_an_answer(request_of, changes, expected):
-    error = run(request_of(**changes))["error"]
+def test_a_fault_comes_back_as_an_answer(site, changes, expected):
+    error = site.answer(**changes)["error"]
     assert expected in error["message"]
+    assert "\n" not in error["message"]
     assert "Traceback" in error["traceback"]
 
 
-def test_check_proves_the_way(request_of):
-    result = run({**request_of(), "operation": "check", "model": None})["result"]
-    assert {"connect", "round_trip"} <= set(result["seconds"])
+def test_what_is_no_reference_is_named(site):
+    error = task.run(site.request() | {"model": {"transport": "inline"}})["error"]
+    assert "not a reference" in error["message"]
+
+
+def test_check_proves_the_way(site):
+    result = site.result(operation="check")
+    assert {"connect", "round_trip", "get_from_server"} <= set(result["seconds"])
+
+
+# What a round sends back.
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_difference_is_the_trained_model_less_the_received(site, dtype):
+    net = ("Net", {"dtype": dtype, "frozen": True})
+    settings = {
+        "weights": site.build(net[0], **net[1]),
+        "model": net,
+        "train_configs": {"optim_args": {"lr": 0.1}, "num_local_epochs": 3},
+    }
+    start = settings["weights"]
+    start["layers.1.num_batches_tracked"] += 5
+    end = site.update(**settings)
+    moved = site.update(**settings, update="difference")
+    assert {name: tensor.dtype for name, tensor in moved.items()} == {
+        name: tensor.dtype for name, tensor in start.items()
+    }
+    for name, tensor in moved.items():
+        if name.endswith("num_batches_tracked"):
+            assert tensor == end[name] == 8  # a counter's value, not its difference
+        else:
+            assert torch.equal(tensor, end[name] - start[name])
+    assert torch.count_nonzero(moved["layers.0.weight"]) == 0
+    assert torch.count_nonzero(moved["layers.3.bias"]) > 0
+
+
+# The local budget.
+
+
+@pytest.mark.parametrize("mode", ["epoch", "step", "seconds"])
+def test_the_servers_steps_override_the_local_budget(site, mode):
+    configs = {"mode": mode, "train_batch_size": 8, "num_local_steps": 2}
+    assert site.result(train_configs=configs, steps=7)["steps"] == 7
+
+
+def test_the_learning_rate_scale_scales_the_step(site):
+    configs = {"optim_args": {"lr": 0.5}}
+    linear = {"weights": site.build("Linear"), "model": ("Linear", {}), "update": "difference"}
+    whole = site.update(**linear, train_configs=configs)["weight"]
+    half = site.update(**linear, train_configs=configs, learning_rate_scale=0.5)["weight"]
+    torch.testing.assert_close(half, whole / 2)
+    # It is of this round alone: the optimizer that is kept is as new in the next.
+    assert torch.equal(site.update(**linear, train_configs=configs)["weight"], whole)
+
+
+# Federated evaluation.
+
+
+def test_evaluation_at_a_site(site):
+    result = site.result(operation="evaluate", job="job-2")
+    model = trainer.build_model(ModelConfigs(model_path="model.py", model_name="Net"))
+    samples = site_code.load("data.py", "load")()[1]
+    expected = trainer.evaluate(model, samples, TrainConfigs())
+    assert result["loss"] == pytest.approx(expected.loss)
+    assert result["accuracy"] == expected.accuracy
+    assert (result["num_samples"], result["job"]) == (32, "job-2")
+    assert {"get", "load", "evaluate"} <= set(result["seconds"])
+
+
+def test_evaluation_needs_a_validation_set(site):
+    error = site.answer(operation="evaluate", data=("load", {"validation": False}))["error"]
+    assert error["message"] == "client a has no validation set"
+
+
+def test_evaluation_leaves_scaffolds_control_aside(site):
+    broadcast = {**site.weights, "control/layers.3.bias": torch.ones(2)}
+    controlled = site.result(operation="evaluate", weights=broadcast)
+    assert controlled["loss"] == site.result(operation="evaluate")["loss"]

@@ -5,6 +5,7 @@ from torch.utils.data import TensorDataset
 
 from fl.client.trainer import TrainingError, build_model, evaluate, train
 from fl.config import ModelConfigs, TrainConfigs
+from fl.errors import FederationError
 
 
 def dataset(n=64, seed=0):
@@ -73,6 +74,41 @@ def test_clipping_bounds_the_step():
 
 
 @pytest.mark.parametrize(
+    ("unit", "rates"), [("step", [1, 0.1, 0.01, 0.001]), ("epoch", [1, 1, 0.1, 0.1])]
+)
+def test_the_learning_rate_follows_its_schedule_and_starts_anew(unit, rates, monkeypatch):
+    seen = []
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(
+        torch.optim.SGD,
+        "step",
+        lambda self, *args: (seen.append(self.param_groups[0]["lr"]), step(self, *args))[1],
+    )
+    configs = TrainConfigs(
+        num_local_epochs=2,
+        optim_args={"lr": 1.0},
+        lr_scheduler="ExponentialLR",
+        lr_scheduler_args={"gamma": 0.1},
+        lr_scheduler_unit=unit,
+    )
+    model = linear()
+    for _ in range(2):  # two rounds of two epochs of two steps
+        train(model, dataset(), configs, seed=0)
+    assert seen == pytest.approx(rates * 2)
+
+
+def test_mixed_precision_trains_close_to_full_precision():
+    models = {}
+    for amp in (None, "bfloat16"):
+        models[amp] = linear()
+        train(models[amp], dataset(), TrainConfigs(optim_args={"lr": 0.5}, amp=amp), seed=0)
+    full, mixed = models[None].weight, models["bfloat16"].weight
+    assert mixed.dtype == torch.float32
+    assert not torch.equal(mixed, full)
+    torch.testing.assert_close(mixed, full, rtol=0.05, atol=0.01)
+
+
+@pytest.mark.parametrize(
     ("settings", "expected"),
     [
         ({"optim": "SDG"}, "no class 'SDG'"),
@@ -80,12 +116,20 @@ def test_clipping_bounds_the_step():
         ({"loss_fn": "CrossEntropy"}, "no class 'CrossEntropy'"),
         ({"device": "cuda:77"}, "is not here"),
         ({"device": "quantum"}, "is not here"),
+        ({"amp": "float16"}, "needs a cuda device"),
+        ({"lr_scheduler": "Cosine"}, "lr_scheduler has no class 'Cosine'"),
+        ({"lr_scheduler": "StepLR"}, "lr_scheduler_args do not fit StepLR"),
+        (
+            {"lr_scheduler": "LambdaLR", "lr_scheduler_args": {"lr_lambda": "0.9 ** epoch"}},
+            "lr_scheduler_args do not fit LambdaLR",
+        ),
+        ({"lr_scheduler": "ReduceLROnPlateau"}, "waits for a metric"),
         ({"train_batch_size": 100, "train_drop_last": True}, "no minibatch"),
         ({"optim_args": {"lr": float("inf")}, "num_local_epochs": 3}, "lower optim_args.lr"),
     ],
 )
 def test_settings_that_cannot_work_say_so(settings, expected):
-    with pytest.raises(TrainingError, match=expected):
+    with pytest.raises(FederationError, match=expected):
         train(linear(), dataset(), TrainConfigs(**settings), seed=0)
 
 

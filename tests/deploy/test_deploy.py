@@ -1,6 +1,8 @@
 """deploy.yml, health.yml and teardown.yml over the sandbox, with the real daemons."""
 
 import re
+import socket
+from datetime import datetime
 from pathlib import Path
 
 import psutil
@@ -141,6 +143,24 @@ def test_a_wrong_secret_a_taken_port_and_a_teardown_that_keeps_the_logs(federati
     again = spare("teardown")
     assert re.findall(r"changed=(\d+)", again.stdout) == ["0"]
     assert federation.server_yaml.exists()
+
+
+def test_a_second_operator_is_told_who_is_at_work(federation):
+    """Another's run, or this machine's own that still goes on, has the site; a dead one has not."""
+    lock = federation.dir / "site-a" / "lock"
+    machine, here = socket.gethostname(), psutil.Process()
+    since = datetime.fromtimestamp(here.create_time()).isoformat(" ", "seconds")
+    for holder, free in (
+        ("ann@elsewhere process 1 since 2026-01-01 09:00:00", False),
+        (f"bob@{machine} process {here.pid} since {since}", False),
+        (f"bob@{machine} process {here.pid} since 2026-01-01 09:00:00", True),
+    ):
+        lock.write_text(f"{holder}\n")
+        done = federation.play("playbooks/credentials.yml", "--limit", "site-a", check=False)
+        assert (done.returncode == 0) is free, done.stdout
+        assert (f"site-a is being changed by {holder}" in " ".join(done.stdout.split())) is not free
+        assert lock.exists() is not free
+        lock.unlink(missing_ok=True)
 
 
 def test_an_existing_environment_that_is_not_there(federation):

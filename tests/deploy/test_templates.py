@@ -12,6 +12,9 @@ from globus_compute_endpoint.endpoint.config.utils import load_config_yaml
 from tests.conftest import BIN, TOP, sandbox_environment
 
 FUNCTION = "6f0b7f0e-5a55-4d0c-8c1e-0d4b6a0f2b11"
+MACHINES = ["polaris", "sophia", "aurora", "delta", "perlmutter", "workstation"]
+SCHEDULED = [name for name in MACHINES if name != "workstation"]
+EXPECTED = Path(__file__).parent / "expected"
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,10 @@ def sites(tmp_path_factory):
 
 def rendered(site: Path) -> dict:
     """The user endpoint's configuration, as the endpoint's own command renders it."""
+    return yaml.safe_load(rendered_text(site))
+
+
+def rendered_text(site: Path) -> str:
     template = site / "globus_compute" / site.name / "user_config_template.yaml.j2"
     done = subprocess.run(
         [BIN / "globus-compute-endpoint", "render-user-config", "-t", template],
@@ -58,7 +65,33 @@ def rendered(site: Path) -> dict:
         check=True,
         timeout=60,
     )
-    return yaml.safe_load(done.stdout)
+    return done.stdout
+
+
+@pytest.mark.parametrize("machine", SCHEDULED)
+def test_the_job_that_parsl_submits(sites, machine, tmp_path, monkeypatch):
+    """Line by line, with what a run changes named: JOB, SCRIPTS, SITE and ENV."""
+    taken = tmp_path / "taken"
+    for name in ("qsub", "sbatch"):
+        command = tmp_path / name
+        command.write_text(f'#!/bin/sh\necho {name} "$@" > {taken}\necho Submitted batch job 1\n')
+        command.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    engine = load_config_yaml(rendered_text(sites / f"my-{machine}")).engine
+    provider = engine.executor.provider
+    provider.script_dir = str(tmp_path)
+    assert provider.submit("process_worker_pool.py OPTIONS", tasks_per_node=1, job_name="parsl")
+    submitted = taken.read_text()
+    script = Path(submitted.split()[-1])
+    written = f"# {submitted}{script.read_text()}"
+    for changing, name in {
+        script.name: "JOB",
+        str(tmp_path): "SCRIPTS",
+        str(sites / f"my-{machine}"): "SITE",
+        str(BIN): "ENV/bin",
+    }.items():
+        written = written.replace(changing, name)
+    assert written.splitlines() == (EXPECTED / f"{machine}.sh").read_text().splitlines()
 
 
 def test_polaris(sites):
@@ -89,7 +122,7 @@ def test_delta(sites):
     assert provider["type"] == "SlurmProvider"
     assert provider["partition"] == "cpu"
     assert provider["account"] == "abcd-delta-cpu"
-    assert provider["launcher"] == {"type": "SrunLauncher"}
+    assert provider["launcher"] == {"type": "SrunLauncher", "overrides": "-c 128"}
     assert configuration["amqp_port"] == 443
     assert "module load anaconda3_cpu" in provider["worker_init"]
 
@@ -98,7 +131,7 @@ def test_workstation(sites):
     assert rendered(sites / "my-workstation")["engine"]["provider"]["type"] == "LocalProvider"
 
 
-@pytest.mark.parametrize("name", ["my-polaris", "my-delta", "my-workstation"])
+@pytest.mark.parametrize("name", [f"my-{machine}" for machine in MACHINES])
 def test_every_site_runs_one_function_with_json(sites, name):
     site = sites / name
     manager = load_config_yaml((site / "globus_compute" / name / "config.yaml").read_text())
@@ -112,7 +145,7 @@ def test_every_site_runs_one_function_with_json(sites, name):
     assert schema["additionalProperties"] is False
 
 
-@pytest.mark.parametrize("name", ["my-polaris", "my-delta", "my-workstation"])
+@pytest.mark.parametrize("name", [f"my-{machine}" for machine in MACHINES])
 def test_a_user_endpoint_does_not_inherit_the_secret(sites, name):
     file = sites / name / "globus_compute" / name / "user_environment.yaml"
     variables = yaml.safe_load(file.read_text())

@@ -1,6 +1,7 @@
 """fl-run over two deployed sites, with the real daemons."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ FL_RUN = Path(sys.executable).with_name("fl-run")
 def fl_run(federation, tmp_path):
     """Run fl-run over the deployed federation, its server.yaml changed as a test likes."""
 
-    def _run(change=lambda server, clients: None, timeout=200, **environment):
+    def files(change):
         server = yaml.safe_load(federation.server_yaml.read_text())
         clients = yaml.safe_load(federation.clients_yaml.read_text())
         server["server_configs"] |= {
@@ -33,15 +34,11 @@ def fl_run(federation, tmp_path):
         change(server, clients)
         (tmp_path / "server.yaml").write_text(yaml.safe_dump(server))
         (tmp_path / "clients.yaml").write_text(yaml.safe_dump(clients))
-        command = [
-            FL_RUN,
-            "--server",
-            tmp_path / "server.yaml",
-            "--clients",
-            tmp_path / "clients.yaml",
-        ]
+        return ["--server", tmp_path / "server.yaml", "--clients", tmp_path / "clients.yaml"]
+
+    def _run(change=lambda server, clients: None, timeout=200, **environment):
         return subprocess.run(
-            command,
+            [FL_RUN, *files(change)],
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -49,6 +46,7 @@ def fl_run(federation, tmp_path):
             check=False,
         )
 
+    _run.files = files
     return _run
 
 
@@ -131,7 +129,7 @@ def test_a_site_that_dies_and_comes_back(fl_run, federation, tmp_path):
         started = time.monotonic()
         line = one_error(fl_run(endless_at_b))
         orphans = killer.result()
-    assert "site-b: no answer within 25 s" in line
+    assert re.search(r"site-b: (no answer within 25\.\d s|endpoint .* is offline)", line)
     assert "site-a" not in line
     assert time.monotonic() - started < 60
 

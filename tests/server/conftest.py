@@ -1,11 +1,13 @@
 """A federation in memory: clients that answer as a test tells them to, and a store that counts."""
 
 from concurrent.futures import Future
+from uuid import UUID
 
 import pytest
 import torch
 
 from fl.config import Client, DataConfigs, Federation, ServerConfigs, SharedClientConfigs
+from fl.server import sites
 from fl.server.aggregators import open_aggregator
 from fl.server.checkpoint import Snapshot
 from fl.server.clock import RealClock
@@ -71,7 +73,10 @@ class ScriptedEndpoints:
     def explain(self, error):
         return f"explained {error}"
 
-    def recover(self, jobs):
+    def session(self):
+        return None
+
+    def recover(self, session, jobs):
         return {}
 
     def close(self):
@@ -106,6 +111,10 @@ def train(delta, num_samples=1, **extra):
     return answer
 
 
+def _endpoint(endpoint_id):
+    return endpoint_id if endpoint_id == "local" else UUID(endpoint_id)
+
+
 @pytest.fixture
 def transport():
     return MemoryTransport()
@@ -129,7 +138,8 @@ def federation():
                 {"num_clients": len(names), "num_global_epochs": 1, **settings}
             ),
             clients=[
-                Client(endpoint_id=endpoint_id, client_id=name, data_configs=data) for name in names
+                Client(endpoint_id=_endpoint(endpoint_id), client_id=name, data_configs=data)
+                for name in names
             ],
         )
 
@@ -137,12 +147,14 @@ def federation():
 
 
 @pytest.fixture
-def fit(federation, transport, weights):
+def fit(federation, transport, weights, monkeypatch):
     """Run a federation of scripted clients.
 
     Gives the weights and the events; what else there was is in `fit.endpoints`, `fit.snapshots`
     and `fit.server`.
     """
+    monkeypatch.setattr(sites, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(sites, "SPACING_SECONDS", 0.01)
     clocks = []
 
     def _fit(scripts, evaluate=None, start=None, on_event=lambda event: None, **settings):
@@ -168,12 +180,12 @@ def fit(federation, transport, weights):
             evaluate=evaluate,
             listen=listen,
             save=_fit.snapshots.append,
-            sent=lambda task: None,
+            sent=lambda task, model: None,
         )
         _fit.server = Server(configured, parts, "run")
         _fit.events, _fit.endpoints = events, endpoints
         begin = start or Snapshot(0, weights, {}, {}, {})
-        return _fit.server.fit(begin, []).weights, events
+        return _fit.server.fit(begin).weights, events
 
     _fit.prepared = None
     yield _fit

@@ -1,3 +1,4 @@
+import threading
 import time
 
 import pytest
@@ -7,10 +8,10 @@ from fl.client.trainer import Evaluation
 from fl.errors import FederationError
 from fl.server import sites
 from fl.server.clock import RealClock
-from fl.server.events import ClientFailed, RoundEnded, UpdateReceived
+from fl.server.events import ClientFailed, RoundEnded, SiteChanged, UpdateReceived, Warned
 from fl.server.federation import RoundError
 from fl.tensors import encode
-from fl.transport.base import Ref
+from fl.transport.base import Ref, TransportError, UnreachableError
 from tests.server.conftest import ScriptedEndpoints, train
 
 NEVER = lambda *_: None  # noqa: E731  (a client that never answers, wherever a script may stand)
@@ -174,3 +175,228 @@ def test_sites_that_are_down_are_named_before_anything_is_sent(federation, trans
         sites.require_clients(clients, endpoints, clock, 2)
     sites.require_clients(clients, endpoints, clock, 1)
     clock.close()
+
+
+def test_a_dead_site_does_not_hold_up_a_round_that_has_its_quorum(fit, transport):
+    """Its task never ends; the checks find it offline, and the round goes on without it."""
+    fit.prepared = ScriptedEndpoints(transport, {})
+    fit.prepared.down = {"b": "endpoint is offline"}
+    started = time.monotonic()
+    _, events = fit({"a": train(1.0), "b": NEVER}, min_clients=1, round_deadline=600)
+    assert time.monotonic() - started < 10
+    (failure,) = of(ClientFailed, events)
+    assert (failure.client_id, failure.reason) == ("b", "endpoint is offline")
+
+
+def test_a_site_that_comes_back_within_the_round_is_sent_its_task_again(fit, transport):
+    fit.prepared = ScriptedEndpoints(transport, {})
+    fit.prepared.down = {"b": "endpoint is offline"}
+    attempts = []
+
+    def lost_at_first(request, transport):
+        attempts.append(request["job"])
+        return None if len(attempts) == 1 else train(3.0)(request, transport)
+
+    def repair(event):
+        if isinstance(event, SiteChanged) and (event.client_id, event.state) == ("b", "lost"):
+            fit.prepared.down.clear()
+
+    result, events = fit({"a": train(1.0), "b": lost_at_first}, on_event=repair, round_deadline=600)
+    torch.testing.assert_close(result["w"], torch.full((4,), 2.0))
+    states = [event.state for event in of(SiteChanged, events) if event.client_id == "b"]
+    assert states == ["queued", "lost", "back", "queued", "ready"]
+    assert attempts == ["run.b.1.2", "run.b.1.3"]  # the same turn, another job
+
+
+def test_a_site_that_is_late_joins_a_later_round_and_holds_none_up(fit, transport):
+    """Late in round 1; rounds 2 and 3 do not wait for it."""
+
+    def slow(request, transport):
+        return None if request["round"] == 1 else train(1.0)(request, transport)
+
+    started = time.monotonic()
+    _, events = fit(
+        {"a": train(1.0), "b": slow}, min_clients=1, round_deadline=0.3, num_global_epochs=3
+    )
+    assert time.monotonic() - started < 1.0
+    assert [len(ended.updates) for ended in of(RoundEnded, events)] == [1, 1, 1]
+
+
+def test_an_update_that_cannot_be_fetched_is_asked_for_again(fit, transport, monkeypatch):
+    monkeypatch.setattr("fl.server.federation.FETCH_PAUSE_SECONDS", 0.05)
+    get, tries = transport.get, []
+
+    def interrupted(ref):
+        tries.append(ref)
+        if 2 < len(tries) < 5:  # the models that "a" and "b" get; then two tries of the server's
+            raise UnreachableError("no route to site")
+        return get(ref)
+
+    transport.get = interrupted
+    result, events = fit({"a": train(1.0), "b": train(3.0)})
+    torch.testing.assert_close(result["w"], torch.full((4,), 2.0))
+    assert of(ClientFailed, events) == []
+    assert transport.objects == {}
+
+
+def test_an_update_that_is_gone_is_trained_again(fit, transport):
+    attempts = []
+
+    def forgetful(request, transport):
+        answer = train(1.0)(request, transport)
+        attempts.append(request["round"])
+        if len(attempts) == 1:
+            transport.evict(Ref.from_json(answer["result"]["update"]))
+        return answer
+
+    result, _ = fit({"a": forgetful})
+    torch.testing.assert_close(result["w"], torch.ones(4))
+    assert attempts == [1, 1]
+
+
+def test_the_servers_own_way_is_waited_for(fit, transport):
+    put, tries = transport.put, []
+
+    def interrupted(data):
+        tries.append(data)
+        if len(tries) == 1:
+            raise UnreachableError("endpoint restarts")
+        return put(data)
+
+    transport.put = interrupted
+    result, events = fit({"a": train(1.0)})
+    torch.testing.assert_close(result["w"], torch.ones(4))
+    (warning,) = of(Warned, events)
+    assert "endpoint restarts" in warning.message
+
+
+def test_a_way_that_refuses_the_model_ends_the_run(fit, transport):
+    def refuse(data):
+        raise TransportError("too large")
+
+    transport.put = refuse
+    with pytest.raises(TransportError, match="too large"):
+        fit({"a": train(1.0)})
+
+
+def test_a_round_may_end_with_a_fraction_of_its_sites(fit):
+    scripts = {"a": train(1.0), "b": train(1.0), "c": NEVER}
+    started = time.monotonic()
+    _, events = fit(scripts, min_clients=1, round_deadline=60, scheduler_kwargs={"fraction": 0.6})
+    assert time.monotonic() - started < 5
+    (failure,) = of(ClientFailed, events)
+    assert failure.client_id == "c"
+
+
+@pytest.mark.parametrize(
+    ("deterministic", "order"), [(True, ["a", "b", "c"]), (False, ["c", "b", "a"])]
+)
+def test_the_order_of_a_sum(fit, transport, deterministic, order):
+    """c, b and a answer one after the other."""
+    answering = {"c": "b", "b": "a"}
+
+    def resolve(name):
+        future, request = fit.endpoints.open[name]
+        future.set_result(train(1.0)(request, transport))
+
+    def next_one(event):
+        if not isinstance(event, SiteChanged):
+            return
+        if (event.client_id, event.state) == ("c", "queued"):
+            threading.Timer(0.05, resolve, "c").start()
+        elif event.state == "ready" and event.client_id in answering:
+            threading.Timer(0.05, resolve, answering[event.client_id]).start()
+
+    _, events = fit(
+        dict.fromkeys("abc", NEVER),
+        on_event=next_one,
+        scheduler_kwargs={"deterministic": deterministic},
+    )
+    assert [update.client_id for update in of(UpdateReceived, events)] == order
+
+
+def test_a_run_that_was_left_goes_on_to_the_same_bytes(fit, transport):
+    scripts = {"a": train(0.1, num_samples=3), "b": train(0.7, num_samples=2)}
+    settings = {"aggregator": "FedAdamAggregator", "scheduler_kwargs": {"deterministic": True}}
+    whole, _ = fit(scripts, num_global_epochs=6, **settings)
+    fit(scripts, num_global_epochs=4, **settings)
+    left = fit.snapshots[-1]
+    assert left.version == 4
+    resumed, events = fit(scripts, start=left, num_global_epochs=6, **settings)
+    assert encode(resumed) == encode(whole)
+    assert [ended.round for ended in of(RoundEnded, events)] == [5, 6]
+
+
+def test_turns_go_on_where_a_run_was_left(fit):
+    scripts = {"a": train(1.0)}
+    fit(scripts, num_global_epochs=2)
+    fit(scripts, start=fit.snapshots[-1], num_global_epochs=3)
+    assert [request["round"] for request in fit.endpoints.requests] == [3]
+
+
+def test_stop_ends_the_run_with_its_round(fit):
+    def stop(event):
+        if isinstance(event, UpdateReceived) and event.round == 2:
+            fit.server.stop()
+
+    fit({"a": train(1.0)}, on_event=stop, num_global_epochs=5)
+    assert fit.snapshots[-1].version == 2
+
+
+def test_updates_are_kept_until_the_checkpoint_that_holds_them(fit, transport):
+    held = []
+    original = fit
+
+    def look(event):
+        if isinstance(event, RoundEnded):
+            held.append(len(transport.objects))
+
+    original({"a": train(1.0), "b": train(1.0)}, on_event=look)
+    assert held == [3]  # the model and two updates
+    assert transport.objects == {}
+
+
+def test_fedasync_steps_at_every_update_and_never_waits(fit):
+    scripts = {"a": train(1.0), "b": NEVER}
+    _, events = fit(
+        scripts,
+        scheduler="AsyncScheduler",
+        aggregator="FedAsyncAggregator",
+        num_global_epochs=4,
+        min_clients=1,
+        round_deadline=60,
+    )
+    assert [len(ended.updates) for ended in of(RoundEnded, events)] == [1, 1, 1, 1]
+    assert {update.client_id for update in of(UpdateReceived, events)} == {"a"}
+
+
+def test_an_asynchronous_update_tells_its_staleness(fit):
+    """b answers after a has made the server step twice."""
+
+    def answer_b(event):
+        if isinstance(event, RoundEnded) and event.round == 2:
+            future, request = fit.endpoints.open["b"]
+            future.set_result(train(1.0)(request, fit.endpoints.transport))
+
+    _, events = fit(
+        {"a": train(1.0), "b": NEVER},
+        on_event=answer_b,
+        scheduler="AsyncScheduler",
+        aggregator="FedAsyncAggregator",
+        num_global_epochs=6,
+        min_clients=1,
+        round_deadline=60,
+    )
+    late = [update.staleness for update in of(UpdateReceived, events) if update.client_id == "b"]
+    assert late == [2]
+
+
+def test_a_step_that_needs_more_updates_than_came_is_named(fit):
+    with pytest.raises(RoundError, match=r"round 1: .*5"):
+        fit(
+            {"a": train(1.0), "b": train(1.0), "c": NEVER, "d": NEVER, "e": NEVER},
+            aggregator="MultiKrumAggregator",
+            aggregator_kwargs={"num_byzantine": 1},
+            min_clients=2,
+            round_deadline=0.2,
+        )

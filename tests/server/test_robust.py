@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from fl.server import robust
 from fl.server.robust import coordinate_median, krum_order, multi_krum, trimmed_mean
+from fl.server.strategies.steps import wide
 
 AGGREGATES = [
     coordinate_median,
@@ -101,9 +102,19 @@ def test_equal_updates_are_that_update_to_the_last_bit(aggregate, dtype):
     for count in (5, 6, 7):
         result = aggregate([model(3, dtype) for _ in range(count)])
         for name, tensor in model(3, dtype).items():
-            assert result[name].dtype == tensor.dtype
+            assert result[name].dtype == wide(tensor).dtype
             assert result[name].shape == tensor.shape
-            assert torch.equal(result[name], tensor)
+            assert torch.equal(result[name].to(dtype=tensor.dtype), tensor)
+
+
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+def test_half_precision_is_not_rounded_before_the_step(aggregate):
+    # Every rule averages some of these: 1 and 1 + 2^-7 are neighbours in bfloat16.
+    ends = [1.0, 1 + 2**-7] * 3
+    updates = [{"w": torch.tensor([end], dtype=torch.bfloat16)} for end in ends]
+    value = aggregate(updates)["w"]
+    assert value.dtype == torch.float32
+    assert 1 < value.item() < 1 + 2**-7
 
 
 @pytest.mark.parametrize("aggregate", AGGREGATES)

@@ -45,10 +45,13 @@ class Aggregator(Protocol):
             dtypes, or the trained model itself. What is not floating is the trained value in both.
         updates_per_step: Updates that a step is made of where nobody waits for a round: 1 for
             FedAsync, K for FedBuff. None leaves that to the scheduler.
+        buffers: Names of the model's tensors that are no parameters, such as batch norm's running
+            variance. They are averaged: an optimizer's step could make a variance negative.
     """
 
     wants: Wants = "difference"
     updates_per_step: int | None = None
+    buffers: frozenset[str] = frozenset()
 
     def extra(self, weights: Tensors) -> Tensors:
         """More tensors to broadcast with a model; updates carry differences of the same names.
@@ -67,6 +70,9 @@ class Aggregator(Protocol):
         Args:
             update: Tensors of the model's names, shapes and dtypes, and those of `extra`.
             contribution: What is known of it.
+
+        Raises:
+            ValueError: It weighs nothing, such as one that is stale beyond what numbers can tell.
         """
         ...
 

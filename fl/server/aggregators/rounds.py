@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar, Protocol
@@ -36,7 +37,21 @@ class Optimizer(Protocol):
         ...
 
 
-class _Averaging(Streaming):
+class _Rounds(Streaming):
+    """Steps of a model's parameters; its buffers go where the clients' went on average."""
+
+    def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
+        parameters = {name: t for name, t in weights.items() if name not in self.buffers}
+        buffers = {name: t for name, t in weights.items() if name in self.buffers}
+        moved = self._step(parameters, mean) | add_delta(buffers, mean)
+        return {name: moved[name] for name in weights}
+
+    @abstractmethod
+    def _step(self, parameters: Tensors, mean: Tensors) -> Tensors:
+        """The next parameters, from a mean of more than theirs."""
+
+
+class _Averaging(_Rounds):
     """The clients' mean difference, by their weights, and a server optimizer's step."""
 
     def __init__(
@@ -50,8 +65,8 @@ class _Averaging(Streaming):
     def _weight(self, contribution: Contribution) -> float:
         return self._weight_of(contribution)
 
-    def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
-        moved, self._memory = self._optimizer(weights, mean, self._memory)
+    def _step(self, parameters: Tensors, mean: Tensors) -> Tensors:
+        moved, self._memory = self._optimizer(parameters, mean, self._memory)
         return moved
 
 
@@ -155,7 +170,7 @@ class FedYogi(_Averaging):
         super().__init__(settings, clients, settings.bind(fedyogi))
 
 
-class FedNova(Streaming):
+class FedNova(_Rounds):
     """Averaging that uneven local steps do not bias (Wang et al. 2020, arXiv 2007.07481)."""
 
     NORMS: ClassVar[str] = "fednova/norms"
@@ -192,20 +207,20 @@ class FedNova(Streaming):
     def _weight(self, contribution: Contribution) -> float:
         return fednova_weight(self._settings.weight(contribution), self._norm(contribution))
 
-    def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
+    def _step(self, parameters: Tensors, mean: Tensors) -> Tensors:
         # Of weights n / a, the means of a and a^2 times the sum of weights are sum n and sum n a.
         samples, work = (self._mean.total * mean[self.NORMS]).tolist()
         size = fednova_size(
             samples, work, self._mean.total, effective_steps=self._settings.effective_steps
         )
-        return add_delta(weights, mean, size=size)
+        return add_delta(parameters, mean, size=size)
 
 
-class Scaffold(Streaming):
+class Scaffold(_Rounds):
     """Control variates against client drift (Karimireddy et al. 2020, arXiv 1910.06378).
 
-    The server's control variate has a tensor for every floating one of the model, since only
-    clients know which of them are trained; for the others it stays zero.
+    The server's control variate has a tensor for every floating parameter, since only clients know
+    which of them are trained; for the others it stays zero.
     """
 
     PREFIX: ClassVar[str] = "control/"
@@ -228,15 +243,15 @@ class Scaffold(Streaming):
         return {
             self.PREFIX + name: control[name] if name in control else torch.zeros_like(wide(tensor))
             for name, tensor in weights.items()
-            if tensor.is_floating_point()
+            if tensor.is_floating_point() and name not in self.buffers
         }
 
     def _weight(self, contribution: Contribution) -> float:  # noqa: ARG002 - all alike
         return 1.0
 
-    def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
+    def _step(self, parameters: Tensors, mean: Tensors) -> Tensors:
         moved, self._memory = scaffold(
-            weights,
+            parameters,
             mean,
             self._memory,
             control_delta={

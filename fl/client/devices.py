@@ -1,0 +1,78 @@
+"""Where a model is trained: a device by name, or the best that is here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from fl.errors import FederationError
+
+
+class DeviceError(FederationError):
+    """A device is not here, or cannot do what was asked."""
+
+
+def choose(name: str) -> torch.device:
+    """A device that works.
+
+    Args:
+        name: A torch device, or `auto` for the first that is here of cuda, xpu, mps and cpu.
+
+    Returns:
+        The device.
+
+    Raises:
+        DeviceError: It is not here.
+    """
+    try:
+        device = torch.device(next(present()) if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceError(f"device {name!r} is not here: {error}") from error
+    return device
+
+
+def present() -> Iterator[str]:
+    """The kinds of device that torch finds here, best first; cpu is always the last."""
+    if torch.cuda.is_available():
+        yield "cuda"
+    if hasattr(torch, "xpu") and torch.xpu.is_available():  # since torch 2.3
+        yield "xpu"
+    if torch.backends.mps.is_available():
+        yield "mps"
+    yield "cpu"
+
+
+def autocast(device: torch.device, amp: str | None) -> AbstractContextManager[Any]:
+    """Mixed precision for the forward pass.
+
+    Args:
+        device: Where the model is.
+        amp: `bfloat16`, `float16`, or None for full precision.
+
+    Returns:
+        The context of every forward pass.
+    """
+    # Not even a disabled autocast is built without need: older torch has none for some devices.
+    return nullcontext() if amp is None else torch.autocast(device.type, getattr(torch, amp))
+
+
+def scaler(device: torch.device, amp: str | None) -> torch.amp.GradScaler:
+    """What keeps float16's small gradients from vanishing; it does nothing for other types.
+
+    Args:
+        device: Where the model is.
+        amp: As for `autocast`.
+
+    Returns:
+        The scaler of a round.
+
+    Raises:
+        DeviceError: float16 was asked for on something else than cuda.
+    """
+    if amp == "float16" and device.type != "cuda":
+        raise DeviceError(f"amp float16 needs a cuda device, not {device.type}; take bfloat16")
+    return torch.amp.GradScaler(device.type, enabled=amp == "float16")

@@ -1,0 +1,173 @@
+"""From a shell outside, over ssh, to tasks on the compute nodes of a real Slurm cluster."""
+
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.deploy import namespaces, slurm_cluster
+from tests.deploy.slurm_cluster import LOGIN, NODES, PROXY, PROXY_PORT, WAN
+from tests.deploy.supercomputer import Supercomputer
+
+pytestmark = pytest.mark.daemons
+THROUGH_THE_PROXY = f"curl --silent --max-time 10 --proxy http://{PROXY}:{PROXY_PORT}"
+DIRECTLY = "curl --silent --max-time 3 --noproxy *"
+
+
+@pytest.fixture(scope="module")
+def hpc() -> Iterator[Supercomputer]:
+    """The cluster, with the sandbox outside; nothing is deployed yet."""
+    reason = namespaces.refusal() or slurm_cluster.install_packages()
+    if reason:
+        pytest.skip(f"no cluster of namespaces here: {reason}")
+    made = Supercomputer()
+    try:
+        made.up()
+        yield made
+    finally:
+        made.down()
+
+
+@pytest.fixture(scope="module")
+def deployed(hpc) -> Supercomputer:
+    done = hpc.play("deploy.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    hpc.deployment = done.stdout
+    return hpc
+
+
+def worker(table: str) -> str:
+    """The row of the check that ran in a worker, and what to do about it."""
+    return re.search(r"^ *hpc +worker .*(\n.*What to do: .*)?", table, re.MULTILINE)[0]
+
+
+def test_the_cluster_is_as_sites_are(hpc):
+    """No way out of a compute node but its proxy, and no way in through that."""
+    node = hpc.cluster.machines["c1"]
+    service = f"http://{WAN}:5000/v2/version"
+    inside = "http://login:22/"
+    assert "default" not in node.call("ip", "route")
+    assert node.run(*DIRECTLY.split(), service).returncode != 0
+    assert node.run(*THROUGH_THE_PROXY.split(), service).stdout.startswith('"')
+    assert "403 Filtered" in node.run(*THROUGH_THE_PROXY.split(), inside).stdout
+    for name in NODES:
+        jump = f"ssh {' '.join(hpc.cluster.ssh_options)} -W %h:%p ada@login"
+        options = [*hpc.cluster.ssh_options, "-o", f"ProxyCommand={jump}"]
+        address = slurm_cluster.INSIDE[name]
+        assert hpc.cluster.wan.call("ssh", *options, f"ada@{address}", "hostname").strip() == name
+
+
+def test_deploy_yml_ends_with_a_worker_on_a_compute_node_that_has_the_model(deployed):
+    assert "FAILED" not in deployed.deployment
+    assert re.search(r"hpc +worker +ok +models reach worker c[12] ", deployed.deployment)
+    jobs = deployed.cluster.login.call("squeue", "--noheader", "--format", "%u %P %T %a")
+    assert jobs.split() == ["ada", "cpu", "RUNNING", "physics"]
+
+
+def test_a_second_run_changes_nothing(deployed):
+    done = deployed.play("deploy.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall(r"changed=(\d+)", done.stdout) == ["0", "0"]
+
+
+def test_a_connection_that_a_one_time_password_opens(deployed):
+    """Without one the play says in a line how to open it; through it no key is needed."""
+    cluster, socket = deployed.cluster, str(deployed.outside / "connection")
+    keyless = [
+        word for word in cluster.ssh_options if word not in ("-i", f"{cluster.folder}/etc/key")
+    ]
+    way = {"ansible_control_path": socket, "ansible_ssh_common_args": " ".join(keyless)}
+    shut = deployed.play("playbooks/proxystore.yml", "--limit", "hpc", **way)
+    assert shut.returncode == 2
+    assert f"hpc: no connection to {LOGIN} is open. Open it" in " ".join(shut.stdout.split())
+    master = ["-o", "ControlMaster=yes", "-o", f"ControlPath={socket}", "-N", "-f", f"ada@{LOGIN}"]
+    deployed.must("ssh", *cluster.ssh_options, *master)
+    through = deployed.play("playbooks/proxystore.yml", "--limit", "hpc", **way)
+    deployed.must("ssh", "-O", "exit", "-o", f"ControlPath={socket}", LOGIN)
+    assert through.returncode == 0, through.stdout + through.stderr
+
+
+def test_a_new_secret_reaches_every_site_and_a_wrong_one_none(deployed):
+    held = deployed.cluster.home / "fl/secrets/credentials.env"
+    before = held.read_text()
+    deployed.change_secret("another-secret-of-the-same-client")
+    wrong = deployed.play("playbooks/rotate-credentials.yml")
+    assert wrong.returncode == 2
+    assert "Globus refused the secret (401" in wrong.stdout
+    assert held.read_text() == before
+    deployed.write_down(fl_client_secret="another-secret-of-the-same-client")
+    right = deployed.play("playbooks/rotate-credentials.yml")
+    assert right.returncode == 0, right.stdout + right.stderr
+    assert "another-secret" in held.read_text()
+    assert "another-secret" not in right.stdout
+
+
+def test_logs_are_collected_from_every_site(deployed):
+    assert deployed.play("playbooks/collect-logs.yml").returncode == 0
+    for site in ("home", "hpc"):
+        archive = deployed.federation_dir / "logs" / f"{site}.tar.gz"
+        assert "logs/proxystore.log" in deployed.must("tar", "-tzf", str(archive))
+    assert not (deployed.cluster.home / "fl/logs/collected.tar.gz").exists()
+
+
+def test_a_proxy_that_is_left_set_is_what_health_finds(deployed):
+    """An upgrade brings the change, restarts what it concerns, and ends with the finding."""
+    done = deployed.play("playbooks/upgrade.yml", fl_proxy="keep")
+    assert done.returncode == 2
+    assert re.findall(r"changed=(\d+)", done.stdout) == ["0", "2"]
+    assert re.search(r"hpc +local +ok", done.stdout), "the login node's own check sees no fault"
+    assert "no ProxyStore endpoint of this federation answers from here" in worker(done.stdout)
+    assert "fl_proxy: unset" in worker(done.stdout)
+
+
+def test_fl_run_trains_through_slurm_and_past_a_proxy_with_a_no_proxy_that_works(deployed):
+    kept = {"fl_proxy": "keep", "fl_no_proxy": "10.77.0.0/24"}
+    assert deployed.play("playbooks/compute.yml", **kept).returncode == 0
+    done = deployed.train()
+    assert done.returncode == 0, done.stdout + done.stderr
+    accuracy = float(re.search(r"test accuracy: ([\d.]+)", done.stdout)[1])
+    assert accuracy > 0.9
+
+
+def test_a_refused_account_in_the_schedulers_words(deployed):
+    done = deployed.play(
+        "playbooks/compute.yml", "playbooks/health.yml", fl_compute_account="chemistry"
+    )
+    assert done.returncode == 2
+    assert "sbatch: error: Batch job submission failed: Invalid account" in worker(done.stdout)
+
+
+def test_a_missing_partition_ends_fl_run_in_the_schedulers_words(deployed):
+    assert deployed.play("playbooks/compute.yml", fl_compute_queue="gone").returncode == 0
+    started = time.monotonic()
+    done = deployed.train()
+    assert done.returncode == 1
+    assert "hpc: the task failed at the site: sbatch: error: " in done.stderr
+    assert "Invalid partition name specified" in done.stderr
+    assert time.monotonic() - started < 60
+
+
+def test_a_full_machine_in_the_schedulers_words(deployed):
+    """Somebody else's job has every node."""
+    login = deployed.cluster.login
+    login.call(
+        "sbatch", "--account", "physics", "--nodes", "2", "--exclusive", "--wrap", "sleep 600"
+    )
+    try:
+        done = deployed.play(
+            "playbooks/compute.yml", "playbooks/health.yml", health_worker_seconds=6
+        )
+    finally:
+        login.call("scancel", "--user", "root")
+    assert done.returncode == 2
+    assert re.search(r"in partition cpu: PENDING \((Resources|Priority)\)", worker(done.stdout))
+
+
+def test_teardown_leaves_neither_job_nor_process_nor_file(deployed):
+    done = deployed.play("playbooks/teardown.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    login = deployed.cluster.login
+    assert login.call("squeue", "--noheader", "--user", "ada", "--states", "PD,R") == ""
+    assert str(deployed.cluster.home / "fl") not in login.call("ps", "-e", "-o", "args")
+    assert not (deployed.cluster.home / "fl").exists()
