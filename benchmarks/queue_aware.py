@@ -16,11 +16,6 @@ time is that of the first of three steps in a row whose model reaches the target
 
 from __future__ import annotations
 
-import os
-
-for threads in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[threads] = "1"  # before numpy is imported: matrices are small, processes many
-
 import argparse
 import math
 import statistics
@@ -29,12 +24,13 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from threadpoolctl import threadpool_limits
 
 from fl.client.partition import partition
 from fl.client.trainer import Evaluation
@@ -80,8 +76,8 @@ def grids(sites: int) -> dict[str, list[Setting]]:
     each = partial(Setting, "AsyncScheduler", "FedAsyncAggregator")
     buff = partial(Setting, "AsyncScheduler", "FedBuffAggregator")
     quarter = max(2, sites // 4)
-    # K and server learning rate: the last makes each update count as K = quarter does.
-    buffers = [(1, 2 / sites), (1, 4 / sites), (quarter, 1.0)]
+    # K and server learning rate, with which each update counts as much as in a buffer of N / 4.
+    buffers = [(1, 4 / sites), (quarter, 1.0)]
     return {
         "FedAvg": [sync(steps) for steps in (20, 40, 80, 160, 240, 320)],
         "FedAvg, quorum": [
@@ -91,12 +87,12 @@ def grids(sites: int) -> dict[str, list[Setting]]:
         ],
         "FedAsync": [
             each(steps, aggregator_kwargs={"alpha": alpha})
-            for steps in (40, 120)
-            for alpha in (0.3, 0.6, 0.9)
+            for steps in (40, 120, 240)
+            for alpha in (0.6, 0.9)
         ],
         "FedBuff": [
             buff(steps, aggregator_kwargs={"K": size, "server_learning_rate": rate})
-            for steps in (40, 120)
+            for steps in (40, 120, 240)
             for size, rate in buffers
         ],
         "FedCompass": [
@@ -109,7 +105,7 @@ def grids(sites: int) -> dict[str, list[Setting]]:
                     "latest_time_factor": factor,
                 },
             )
-            for fewest, most in ((20, 100), (20, 400), (80, 400))
+            for fewest, most in ((20, 100), (80, 400), (240, 720))
             for factor in (1.2, 1.5)
         ],
         "FedQueue": [
@@ -126,10 +122,10 @@ def grids(sites: int) -> dict[str, list[Setting]]:
                 "PaceScheduler",
                 "PaceAggregator",
                 scheduler_kwargs={"local_steps": steps},
-                aggregator_kwargs={"server_learning_rate": rate, "balance": balance},
+                aggregator_kwargs={"server_learning_rate": rate},
             )
-            for steps in (40, 120)
-            for rate, balance in ((2.0, 0.5), (2.0, 0.0), (1.0, 0.5))
+            for steps in (40, 120, 240)
+            for rate in (1.0, 2.0)
         ],
     }
 
@@ -142,6 +138,7 @@ class Bursts:
         self._long = generator.random() < 0.3
 
     def __call__(self, moment: float) -> float:
+        """The delay of a task that is submitted at a moment."""
         while self._until <= moment:
             self._long = not self._long
             self._until += self._generator.exponential(7200 if self._long else 14400)
@@ -204,7 +201,7 @@ class Perceptron:
         right = float((scores.argmax(1) == self._held_labels).mean())
         return Evaluation(0.0, right, len(self._held_labels))
 
-    def steps(self, request: dict) -> int:
+    def steps(self, request: dict, seconds_per_step: float) -> int:  # noqa: ARG002  (no budget in seconds)
         """See `fl.endpoints.virtual.Work`."""
         return request["steps"] or request["train_configs"]["num_local_steps"]
 
@@ -225,6 +222,12 @@ class Perceptron:
         if request["update"] != "model":
             moved = {name: array - weights[name].numpy() for name, array in moved.items()}
         return Trained({name: torch.from_numpy(w) for name, w in moved.items()}, len(own), {})
+
+
+@cache
+def perceptron(sites: int) -> Perceptron:
+    """One a process and number of sites."""
+    return Perceptron(sites)
 
 
 def forward(weights: dict[str, np.ndarray], images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -259,8 +262,7 @@ def seconds_to_target(
     setting: Setting, queue: str, sites: int, seed: int, give_up: float = GIVE_UP_SECONDS
 ) -> float:
     """Virtual seconds until the target is reached, infinite if it is not."""
-    torch.set_num_threads(1)
-    work, transport = Perceptron(sites), MemoryTransport()
+    work, transport = perceptron(sites), MemoryTransport()
     world = VirtualSites(places(queue, sites, seed), work, transport, tick=GIVE_UP_SECONDS)
     federation = configured(setting, sites)
     configs = federation.server_configs
@@ -286,7 +288,7 @@ def seconds_to_target(
         evaluate=work.evaluate,
         listen=listen,
         save=lambda _snapshot: None,
-        sent=lambda _task: None,
+        sent=lambda _task, _model: None,
     )
     server = Server(federation, parts, "simulated")
     server.fit(Snapshot(0, work.initial(seed), {}, {}, {}), [])
@@ -376,6 +378,12 @@ def report(queue: str, sites: int, results: dict[str, Measured]) -> None:
         )
 
 
+def one_thread() -> None:
+    """The matrices are small and the processes many."""
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+
+
 def main() -> None:
     """All scenarios, and a summary."""
     parser = argparse.ArgumentParser()
@@ -385,7 +393,7 @@ def main() -> None:
     arguments = parser.parse_args()
     started = time.monotonic()
     summary = []
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(initializer=one_thread) as pool:
         scenarios = [(queue, sites) for queue in arguments.queues for sites in arguments.sites]
         futures = {
             (queue, sites): {

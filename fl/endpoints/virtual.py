@@ -76,11 +76,12 @@ class Trained:
 class Work(Protocol):
     """What simulated sites do."""
 
-    def steps(self, request: JSONObject) -> int:
+    def steps(self, request: JSONObject, seconds_per_step: float) -> int:
         """Minibatch steps that a request asks for, positive.
 
         Args:
             request: See `fl.server.requests.train_request`.
+            seconds_per_step: The site's, for a budget in seconds.
         """
         ...
 
@@ -112,40 +113,37 @@ class Training:
     def __init__(self, model: nn.Module, sets: Mapping[str, Dataset[Any]]) -> None:
         self._model, self._sets = model, sets
 
-    def steps(self, request: JSONObject) -> int:
+    def steps(self, request: JSONObject, seconds_per_step: float) -> int:
         """See `Work.steps`."""
         if request["steps"] is not None:
             return int(request["steps"])
-        configs = _train_configs(request)
-        if configs.mode == "step":
-            return configs.num_local_steps
-        samples = data.count(self._sets[request["client_id"]])
-        divided = samples / configs.train_batch_size
-        batches = math.floor(divided) if configs.train_drop_last else math.ceil(divided)
-        return configs.num_local_epochs * batches
+        configs = TrainConfigs.model_validate(request["train_configs"])
+        match configs.mode:
+            case "step":
+                return configs.num_local_steps
+            case "seconds":
+                return math.ceil(configs.num_local_seconds / seconds_per_step)
+            case "epoch":
+                dataset = self._sets[request["client_id"]]
+                return configs.num_local_epochs * len(data.training_batches(dataset, configs, 0))
 
     def train(self, request: JSONObject, weights: Tensors, steps: int) -> Trained:
         """See `Work.train`."""
-        name, dataset = request["client_id"], self._sets[request["client_id"]]
-        configs = _train_configs(request).model_copy(
-            update={"mode": "step", "num_local_steps": steps}
-        )
+        name = request["client_id"]
         self._model.load_state_dict(weights)
-        seed = zlib.crc32(f"{request['model_configs']['seed']}/{name}/{request['round']}".encode())
-        done = trainer.train(self._model, dataset, configs, seed=seed)
+        done = trainer.train(
+            self._model,
+            self._sets[name],
+            TrainConfigs.model_validate(request["train_configs"]),
+            seed=zlib.crc32(
+                f"{request['model_configs']['seed']}/{name}/{request['round']}".encode()
+            ),
+            steps=steps,
+            learning_rate_scale=request["learning_rate_scale"],
+        )
         trained = self._model.state_dict()
-        change = algorithms.delta(trained, weights) if request["update"] != "model" else trained
-        return Trained(change, done.num_samples, {"train_loss": done.loss})
-
-
-def _train_configs(request: JSONObject) -> TrainConfigs:
-    """The client's settings, with the learning rate that this task is to have."""
-    configs = TrainConfigs.model_validate(request["train_configs"])
-    scale = request["learning_rate_scale"]
-    if scale == 1:
-        return configs
-    rate = configs.optim_args["lr"] * scale
-    return configs.model_copy(update={"optim_args": {**configs.optim_args, "lr": rate}})
+        update = trained if request["update"] == "model" else algorithms.delta(trained, weights)
+        return Trained(update, done.num_samples, {"train_loss": done.loss})
 
 
 class VirtualSites:
@@ -236,7 +234,8 @@ class VirtualSites:
 
     def _queue(self, name: str, request: JSONObject, future: Future[JSONObject]) -> None:
         """Draw when a task will be done; if its site does not live so long, it never is."""
-        site, steps = self._sites[name], self._work.steps(request)
+        site = self._sites[name]
+        steps = self._work.steps(request, site.seconds_per_step)
         delivered = site.online_from(self._now)
         started = delivered + site.queue(delivered)
         seconds = {

@@ -17,7 +17,7 @@ CLIENT = Client(
 
 
 class Doubling:
-    def steps(self, request):
+    def steps(self, request, seconds_per_step):
         return request["steps"]
 
     def train(self, request, weights, steps):
@@ -139,8 +139,10 @@ def training():
 
 def test_training_is_the_products_own(training):
     work, dataset, weights = training
-    assert work.steps(request_of()) == 6  # 2 epochs of 3 minibatches
-    assert work.steps(request_of(steps=9)) == 9
+    assert work.steps(request_of(), 1.0) == 6  # 2 epochs of 3 minibatches
+    assert work.steps(request_of(steps=9), 1.0) == 9
+    timed = TrainConfigs(mode="seconds", num_local_seconds=7.0).model_dump(mode="json")
+    assert work.steps(request_of(train_configs=timed), 2.0) == 4
     done = work.train(request_of(), weights, 6)
     same = work.train(request_of(), weights, 6)
     model = nn.Linear(3, 2)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-import torch
 from pydantic import Field
 
 from fl.config import PositiveInt, Section
 from fl.server.aggregators.base import Contribution, Streaming
 from fl.server.aggregators.settings import (
     ClientWeights,
-    NotNegative,
     Positive,
     Staleness,
     StalenessFunction,
@@ -26,7 +24,7 @@ from fl.server.strategies import (
     fedcompass_weight,
     fedqueue_weight,
     mix,
-    pace_weight,
+    pace_size,
 )
 from fl.tensors import Tensors
 
@@ -143,44 +141,21 @@ class FedQueue(Streaming):
 
 
 class Pace(Streaming):
-    """Our own, for PaceScheduler: see docs/queues.md.
-
-    Every update moves the model by its weight, but a step never goes past the mean of its updates:
-    many that were trained from one model and arrive together are averaged, as in FedAvg.
-    """
-
-    roles = frozenset({"staleness"})
+    """Our own, for PaceScheduler: every update by its share, whenever it comes (docs/queues.md)."""
 
     class Settings(Section):
-        """How far and how evenly."""
+        """How far a step goes."""
 
         server_learning_rate: Positive = 2.0
-        """How far one update of every client takes the model."""
-        balance: NotNegative = 0.5
-        """How much weight a site gets back for having been away: 0 none, 1 all."""
+        """How far one update of every client takes the model if each comes alone."""
 
-    def __init__(self, settings: Settings, clients: Sequence[str]) -> None:
+    def __init__(self, settings: Settings, clients: Sequence[str]) -> None:  # noqa: ARG002
         super().__init__()
-        self._settings = settings
-        self._num_clients = len(clients)
+        self._learning_rate = settings.server_learning_rate
 
     def _weight(self, contribution: Contribution) -> float:
-        return pace_weight(
-            contribution.share,
-            contribution.staleness,
-            self._typical(1 + contribution.staleness),
-            balance=self._settings.balance,
-        )
-
-    def _typical(self, age: float) -> float:
-        """The mean of 1 + staleness over about the last update of every client."""
-        known = self._memory.get("staleness", {}).get("typical")
-        typical = age if known is None else float(known)
-        typical += (age - typical) / self._num_clients
-        self._memory["staleness"] = {"typical": torch.tensor(typical, dtype=torch.float64)}
-        return typical
+        return contribution.share
 
     def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
-        return add_delta(
-            weights, mean, size=min(self._settings.server_learning_rate * self._mean.total, 1.0)
-        )
+        size = pace_size(self._mean.total, learning_rate=self._learning_rate)
+        return add_delta(weights, mean, size=size)

@@ -65,6 +65,7 @@ class FedQueue:
         self._settings, self._limits = settings, limits
         self._sites = _Predictor(settings.smoothing)
         self._late: set[tuple[str, int]] = set()
+        self._sent = -1  # the version that somebody was sent
 
     def assign(self, view: View) -> list[Assignment]:
         """See `Scheduler.assign`: everybody once a round, timed for its cut-off."""
@@ -73,6 +74,7 @@ class FedQueue:
         left = max(view.began + self._settings.cutoff - view.now, 1e-6)
         fewest = min((self._budget(name, left) for name in view.clients), default=0)
         budgets = {name: self._budget(name, left) for name in names}
+        self._sent = view.version if names else self._sent
         return [
             Assignment(name, steps, fedqueue_learning_rate(1.0, steps, fewest))
             for name, steps in budgets.items()
@@ -83,7 +85,8 @@ class FedQueue:
         self._late = {late for late in self._late if late[1] >= view.version}
         fold = [answer for answer in view.waiting if self._admitted(answer, view.version)]
         fresh = {name for name, version in view.busy.items() if version == view.version}
-        over = view.now >= view.began + PATIENCE * self._settings.cutoff or not fresh
+        answered = self._sent == view.version and not fresh
+        over = answered or view.now >= view.began + PATIENCE * self._settings.cutoff
         if over and not fold and not view.folded:
             fold = list(view.waiting)  # the round would be empty, and these of the next one
         close = over and len(view.folded) + len(fold) > 0

@@ -60,30 +60,24 @@ def pace_close(arrived: int, began: float, now: float, expected: Iterable[float]
     return moments[worth.index(max(worth))]
 
 
-def pace_weight(
-    share: float, staleness: float, typical: float, *, balance: float = 0.5, bound: float = 4.0
-) -> float:
-    """An update's weight: more where its site has been away for longer than others.
+def pace_size(weights: float, *, learning_rate: float = 2.0) -> float:
+    """How far a step goes along the mean of its updates.
 
-    The opposite of a staleness discount. Where each site has data of its own kind, a discount
-    leaves out what is only known where the queues are long; here such a site gets weight back:
-    share ((1 + staleness) / typical)^balance, the ratio within `bound`.
+    Each update counts by its client's share, without a discount for staleness: where every site
+    has data of its own kind, that would leave out what is only known where the queues are long.
+    A step never goes past the mean of its updates, however many came together: those that were
+    trained from one model are averaged, as in FedAvg.
 
     Args:
-        share: The client's share of all clients' samples, positive.
-        staleness: Server steps since the client got its model, 0 or more.
-        typical: Running mean of 1 + staleness over all updates, positive.
-        balance: 0 weighs by share alone, 1 in full proportion.
-        bound: Largest ratio, up and down, at least 1.
+        weights: Sum of the shares of the updates in the mean, positive.
+        learning_rate: How far one update of every client would take the model if each came alone,
+            positive.
 
     Returns:
-        The weight, positive.
+        `add_delta`'s size, at most 1.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: An argument is not positive.
     """
-    require_positive(share=share, typical=typical)
-    if not (staleness >= 0 and balance >= 0 and bound >= 1):
-        raise ValueError("staleness and balance are at least 0, bound is at least 1")
-    ratio = min(max((1 + staleness) / typical, 1 / bound), bound)
-    return float(share * ratio**balance)
+    require_positive(weights=weights, learning_rate=learning_rate)
+    return min(learning_rate * weights, 1.0)

@@ -18,7 +18,7 @@ class Adding:
     def __init__(self):
         self.asked = []
 
-    def steps(self, request):
+    def steps(self, request, seconds_per_step):
         steps = request["steps"] or 10
         self.asked.append((request["client_id"], steps, request["learning_rate_scale"]))
         return steps
@@ -35,7 +35,9 @@ def listed(*delays):
 
 @pytest.fixture
 def simulate(federation):
-    """Run a federation of sites given by name; gives (seconds, "a0 b1") of each step: who, how stale.
+    """Run a federation of sites given by name; gives every step's second and updates.
+
+    Those are as "a0 b1": whose, and how stale.
 
     What was asked of whom is in `simulate.asked`, the scheduler in `simulate.scheduler`.
     """
@@ -56,7 +58,7 @@ def simulate(federation):
         scheduler = open_scheduler(configs, aggregator.updates_per_step)
         parts = Parts(
             world, transport, scheduler, aggregator, world, None, listen, lambda _: None,
-            lambda _: None,
+            lambda *_: None,
         )  # fmt: skip
         end = Server(configured, parts, "run").fit(
             Snapshot(0, {"w": torch.zeros(1)}, {}, {}, {}), []

@@ -1,13 +1,12 @@
 import json
-import math
 
 import pytest
 import torch
 
-from fl.server.aggregators import Contribution, Pace, open_aggregator
+from fl.server.aggregators import Contribution, open_aggregator
 from fl.server.schedulers import Answer, Limits, View
 from fl.server.schedulers import queue as schedulers
-from fl.server.strategies import pace_close, pace_steps, pace_weight
+from fl.server.strategies import pace_close, pace_steps
 from fl.transport import Ref
 
 FEDQUEUE = {
@@ -95,42 +94,20 @@ def test_pace_closes_where_most_comes_in_a_second():
     assert pace_close(1, 0, 100, [50]) == 100  # who is overdue is of no account
 
 
-def test_pace_gives_weight_back_to_who_was_away():
-    assert pace_weight(0.2, 3, 4) == pytest.approx(0.2)
-    assert pace_weight(0.2, 15, 4, balance=1) == pytest.approx(0.8)
-    assert pace_weight(0.2, 999, 4) == pytest.approx(0.2 * math.sqrt(4))
-    assert pace_weight(0.2, 0, 100, balance=0) == 0.2
-
-
 def contribution(share, staleness=0):
     return Contribution("a", 1, 1, staleness, share)
 
 
-def pace(**kwargs):
-    return open_aggregator("PaceAggregator", kwargs, ["a", "b", "c", "d"])
+def pace():
+    return open_aggregator("PaceAggregator", {}, ["a", "b", "c", "d"])
 
 
 def test_paces_step_goes_by_its_weights_but_never_past_the_mean():
     zero = {"w": torch.zeros(1, dtype=torch.float64)}
     alone = pace()
-    alone.add({"w": torch.ones(1, dtype=torch.float64)}, contribution(0.25))
+    alone.add({"w": torch.ones(1, dtype=torch.float64)}, contribution(0.25, staleness=9))
     assert alone.step(zero)["w"].item() == pytest.approx(0.5)  # 2 * 0.25
     together = pace()
     for value in (1.0, 2.0, 3.0, 4.0):
         together.add({"w": torch.tensor([value], dtype=torch.float64)}, contribution(0.25))
     assert together.step(zero)["w"].item() == pytest.approx(2.5)
-
-
-def test_pace_remembers_the_typical_staleness():
-    zero = {"w": torch.zeros(1, dtype=torch.float64)}
-    one, other = pace(balance=1.0), pace(balance=1.0)
-    for staleness in (3, 3, 7):
-        one.add(zero, contribution(0.25, staleness))
-    one.step(zero)
-    other.restore(one.state())
-    for aggregator in (one, other):
-        # Typical was 4, 4, then 5, and is 5 + (20 - 5) / 4 with this one; 20 / 8.75 times 1/4.
-        aggregator.add({"w": torch.full((1,), 0.1)}, contribution(0.25, 19))
-        moved = aggregator.step(zero)["w"].item()
-        assert moved == pytest.approx(0.1 * min(2 * 0.25 * 20 / 8.75, 1.0), rel=1e-5)
-    assert isinstance(one, Pace)
