@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Annotated, Any
 
@@ -163,6 +164,9 @@ class Pace:
         """Largest factor, up and down, for sites with longer and shorter queues."""
         smoothing: Share = 0.3
         """Weight of a new delay, and of a new measurement of the speed."""
+        min_updates: PositiveInt = 1
+        """Updates that a step needs if more can come. A model is kept as long as a site trains it:
+        with hundreds of sites, larger steps keep fewer models."""
 
     def __init__(self, settings: Settings, limits: Limits) -> None:
         self._settings, self._limits = settings, limits
@@ -220,6 +224,8 @@ class Pace:
 
     def _moment(self, view: View, have: int) -> float:
         """When to step; one that is overdue is expected at the end of its spread."""
+        if have < self._settings.min_updates and view.busy:
+            return math.inf
         expected = [self._expected[name] for name in view.busy if name in self._expected]
         moments = [mean if mean > view.now else latest for mean, latest in expected]
         return pace_close(have, view.began, view.now, moments)

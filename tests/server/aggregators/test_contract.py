@@ -197,7 +197,8 @@ def test_given_weights_scale_out(name):
     assert not torch.allclose(ends[0]["w"], run(opened(name), model(1), 2)["w"])
 
 
-ALIKE = {"FedBuffAggregator", "FedCompassAggregator", "ScaffoldAggregator"}  # by samples, here
+# By samples, here.
+ALIKE = {"FedBuffAggregator", "FedCompassAggregator", "PaceAggregator", "ScaffoldAggregator"}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -60,6 +60,14 @@ def test_pace_waits_for_who_is_near_but_not_beyond_the_spread(simulate, site):
     assert trace == [(110, "a0"), (120, "b1"), (240, "a1 b0"), (398.5, "a0")]
 
 
+def test_pace_steps_by_as_many_as_it_is_told_if_they_can_come(simulate, site):
+    settings = {**PACE, "scheduler_kwargs": {"local_steps": 10, "min_updates": 2}}
+    trace = simulate({"a": site(100), "b": site(300)}, 2, **settings)
+    assert trace[0] == (310, "a0 b0")
+    settings["scheduler_kwargs"]["min_updates"] = 3
+    assert simulate({"a": site(100), "b": site(300)}, 1, **settings) == [(310, "a0 b0")]
+
+
 @pytest.mark.parametrize(
     "kind", [schedulers.FedQueue, schedulers.Pace], ids=lambda kind: kind.__name__
 )
