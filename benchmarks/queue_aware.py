@@ -2,10 +2,10 @@
 
     python benchmarks/queue_aware.py [--sites 4 12 32] [--seeds 3]
 
-Claim: with a dozen sites or more whose queues vary much, PaceScheduler takes about 60 % less time than
-FedAvg or better, and less than FedAsync, FedBuff, FedCompass and FedQueue as published; with four it
-does not. Calm queues say what it costs where they do not vary. All of it takes about 20 minutes on two
-cores; --sites 4 about one.
+Claim: with a dozen sites or more whose queues vary much, PaceScheduler takes about 60 % less time
+than FedAvg or better, and less than FedAsync, FedBuff, FedCompass and FedQueue as published; with
+four it does not. Calm queues say what it costs where they do not vary. All of it takes about 20
+minutes on two cores; --sites 4 about one.
 
 The loop, schedulers and aggregators are the product's; queues and speeds are drawn. Digits are
 split by class_noniid (beyond ten sites, each of ten parts is shared evenly by several). Every site
@@ -292,7 +292,7 @@ def seconds_to_target(
         sent=lambda _task, _model: None,
     )
     server = Server(federation, parts, "simulated")
-    server.fit(Snapshot(0, work.initial(seed), {}, {}, {}), [])
+    server.fit(Snapshot(0, work.initial(seed), {}, {}, {}))
     return reached[0] if len(reached) == IN_A_ROW else math.inf
 
 

@@ -222,14 +222,14 @@ class Record:
         return self.folder / "model.safetensors"
 
     def _lines(self, name: str) -> list[Any]:
-        """A file's JSON lines; the last one may be torn."""
+        """A file's JSON lines; one that a crash or a full disk has torn is left out."""
         try:
             lines = (self.folder / name).read_text().splitlines()
         except FileNotFoundError:
             return []
         except OSError as error:
             raise _unusable(self.folder / name, error) from error
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        return [found for line in lines if (found := _parsed(line)) is not None]
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
         text = json.dumps(line, allow_nan=False) + "\n"
@@ -250,6 +250,13 @@ class Record:
 
     def _write(self, name: str, text: str) -> None:
         (self.folder / name).write_text(text)
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def _settled(sent: Sent, snapshot: Snapshot) -> bool:

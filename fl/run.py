@@ -192,7 +192,7 @@ def _fit(
     )
     server = Server(federation, parts, record.run_id)
     recovered, left = _recover(record.outstanding(start), ways), record.left()
-    with progress, _interruptible(server.stop), _resumable(record, console):
+    with progress, _interruptible(server.stop, record.folder), _resumable(record, console):
         end = server.fit(start, recovered, left)
     model = record.save(end.weights) if end.version >= rounds else None
     return Outcome(record.folder, model, last[0].accuracy if last else None)
@@ -213,16 +213,24 @@ def _recover(outstanding: list[Sent], ways: _Ways) -> list[Task]:
 
 
 @contextmanager
-def _interruptible(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C once ends the run with the round that goes on, twice at once."""
+def _interruptible(stop: Callable[[], None], folder: Path) -> Iterator[None]:
+    """Ctrl-C once ends the run with the round that goes on, twice at once.
 
-    def interrupted(_signal: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)
-        # Not the console: a handler may run in the middle of whatever it is printing.
+    At once is as after kill -9, which a run survives: nothing is waited for, not even a worker that
+    is about to start. Nor does a handler use the console, which it may have interrupted.
+    """
+
+    def first(_signal: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, second)
         os.write(2, b"stopping after this round; Ctrl-C again stops now\n")
         stop()
 
-    before = signal.signal(signal.SIGINT, interrupted)
+    def second(_signal: int, _frame: FrameType | None) -> None:
+        show_cursor = b"\x1b[?25h" if os.isatty(2) else b""
+        os.write(2, show_cursor + f"{_go_on(folder)}\n".encode())
+        os._exit(1)
+
+    before = signal.signal(signal.SIGINT, first)
     try:
         yield
     finally:
@@ -234,11 +242,13 @@ def _resumable(record: Record, console: Console) -> Iterator[None]:
     """Say how to go on with a run that is broken off."""
     try:
         yield
-    except (FederationError, KeyboardInterrupt):
-        console.print(
-            f"to go on with it: fl-run --resume {record.folder}", markup=False, soft_wrap=True
-        )
+    except FederationError:
+        console.print(_go_on(record.folder), markup=False, soft_wrap=True)
         raise
+
+
+def _go_on(folder: Path) -> str:
+    return f"to go on with it: fl-run --resume {folder}"
 
 
 def _evaluator(federation: Federation) -> Evaluator | None:

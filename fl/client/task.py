@@ -145,7 +145,7 @@ def progress(request: dict[str, Any]) -> dict[str, Any]:
         request: `job`, its name.
 
     Returns:
-        `phase`, `step`, `age_seconds`, `alive`.
+        `recorded`, `phase`, `step`, `age_seconds`, `alive`.
     """
     return jobs.progress(str(request["job"]))
 

@@ -223,8 +223,12 @@ class VirtualSites:
         """See `Endpoints.explain`."""
         return str(error)
 
-    def recover(self, jobs: Collection[str]) -> dict[str, Future[JSONObject]]:  # noqa: ARG002  (the protocol's signature)
-        """See `Endpoints.recover`: a simulation ends with its process."""
+    def session(self) -> str | None:
+        """See `Endpoints.session`: a simulation ends with its process."""
+        return None
+
+    def recover(self, session: str, jobs: Collection[str]) -> dict[str, Future[JSONObject]]:  # noqa: ARG002  (the protocol's signature)
+        """See `Endpoints.recover`."""
         return {}
 
     def close(self) -> None:

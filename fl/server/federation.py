@@ -8,27 +8,21 @@ steps) and an `Aggregator` (what a step is). A round is what happens between two
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from uuid import uuid4
 
 from fl.client.trainer import Evaluation
 from fl.config import Federation
 from fl.endpoints.base import Endpoints, JSONObject, SiteError
 from fl.errors import FederationError
 from fl.server.aggregators import Aggregator, Contribution
+from fl.server.answers import read_answer
 from fl.server.checkpoint import SiteMemory, Snapshot
 from fl.server.clock import Clock
-from fl.server.events import (
-    ClientFailed,
-    Listener,
-    RoundEnded,
-    RoundStarted,
-    UpdateReceived,
-    Warned,
-)
+from fl.server.events import ClientFailed, Listener, RoundStarted, Warned
 from fl.server.requests import train_request
+from fl.server.round import Round
 from fl.server.schedulers import Answer, Assignment, Scheduler, View
 from fl.server.sites import Arrival, Sites, State, Task
 from fl.tensors import Tensors, decode, encode, require_same_layout
@@ -100,7 +94,6 @@ class Server:
         self._used: list[Ref] = []
         self._left: Sequence[Ref] = ()
         self._retries: dict[tuple[str, int], _Retry] = {}
-        self._jobs = 0
         self._stopping = False
 
     def stop(self) -> None:
@@ -130,7 +123,7 @@ class Server:
         for task in recovered:
             if self._scheduler.keeps_late or task.version == start.version:
                 self._sites.adopt(task)
-        snapshot, this = start, _Round(start, self._clock)
+        snapshot, this = start, Round(start, self._clock)
         try:
             while snapshot.version < self._rounds and not self._stopping:
                 self._gather(this)
@@ -139,7 +132,7 @@ class Server:
             self._forget()
         return snapshot
 
-    def _gather(self, this: _Round) -> None:
+    def _gather(self, this: Round) -> None:
         """Have sites train until the scheduler has what it wants for a step."""
         while not self._decide(this):
             self._assign(this)
@@ -150,7 +143,7 @@ class Server:
             for arrival in arrivals:
                 self._receive(this, arrival)
 
-    def _decide(self, this: _Round) -> bool:
+    def _decide(self, this: Round) -> bool:
         """Do with updates what the scheduler says; true to step."""
         while True:
             decision = self._scheduler.decide(self._view(this))
@@ -163,7 +156,7 @@ class Server:
                 return decision.close
             # Too little may be left for the step now: that is decided anew.
 
-    def _assign(self, this: _Round) -> None:
+    def _assign(self, this: Round) -> None:
         """Send idle sites the tasks that the scheduler has for them."""
         assignments = self._scheduler.assign(self._view(this))
         if not assignments:
@@ -176,7 +169,7 @@ class Server:
             this.started = True
             self._listen(RoundStarted(this.number, [a.client_id for a in assignments]))
 
-    def _model(self, this: _Round) -> Ref:
+    def _model(self, this: Round) -> Ref:
         """The round's model, put once for all who need it."""
         if this.version not in self._models:
             with this.phase("broadcast"):
@@ -184,7 +177,7 @@ class Server:
                 self._models[this.version] = self._insist(lambda: self._transport.put(encoded))
         return self._models[this.version]
 
-    def _layout(self, this: _Round) -> Tensors:
+    def _layout(self, this: Round) -> Tensors:
         """What is sent, and what an update looks like: the model, and the aggregator's own."""
         return {**this.weights, **self._aggregator.extra(this.weights)}
 
@@ -209,12 +202,12 @@ class Server:
             self._clock.wait(left)
         self._clock.wake()  # what happened meanwhile is looked at next
 
-    def _send(self, this: _Round, assignment: Assignment, model: Ref) -> None:
+    def _send(self, this: Round, assignment: Assignment, model: Ref) -> None:
         """Send one site its task."""
         name = assignment.client_id
         turn = self._sites.turn(name, this.version)
-        self._jobs += 1
-        job = f"{self._run_id}.{name}.{turn}.{self._jobs}"
+        # Unlike any other task's, of a process too that was killed and whose tasks live on.
+        job = f"{self._run_id}.{name}.{turn}.{uuid4().hex[:12]}"
         request = train_request(
             self._federation,
             self._sites[name].client,
@@ -231,14 +224,14 @@ class Server:
         this.bytes_down += model.size
         self._sent(task, model)
 
-    def _receive(self, this: _Round, arrival: Arrival) -> None:
+    def _receive(self, this: Round, arrival: Arrival) -> None:
         """Read an answer with suspicion; its update waits where it is."""
         task, outcome = arrival.task, arrival.outcome
         if isinstance(outcome, FederationError):
             self._fail(this, task.client_id, outcome)
             return
         try:
-            answer = _answer(task, outcome, self._clock.now())
+            answer = read_answer(task, outcome, self._clock.now())
         except FederationError as error:
             self._sites.sit_out(task.client_id, str(error))
             self._fail(this, task.client_id, error)
@@ -251,7 +244,7 @@ class Server:
             self._scheduler.observe(answer)
             self._waiting.append(answer)
 
-    def _fold(self, this: _Round, answer: Answer) -> bool:
+    def _fold(self, this: Round, answer: Answer) -> bool:
         """Fetch an update, check it and fold it in; false if that cannot be done, or not yet."""
         try:
             with this.phase("collect"):
@@ -279,7 +272,7 @@ class Server:
         except ValueError as error:
             raise FederationError(f"its update cannot be weighed: {error}") from error
 
-    def _ask_again(self, this: _Round, answer: Answer, error: TransportError) -> None:
+    def _ask_again(self, this: Round, answer: Answer, error: TransportError) -> None:
         """An update did not come: ask for it later, or in the end have its site train again."""
         retry = self._retries.setdefault(_key(answer), _Retry())
         retry.failed += 1
@@ -295,7 +288,7 @@ class Server:
         self._retries.pop(_key(answer), None)
         self._used.append(answer.update)
 
-    def _contribution(self, this: _Round, answer: Answer) -> Contribution:
+    def _contribution(self, this: Round, answer: Answer) -> Contribution:
         known = [memory.num_samples for memory in self._memory.values() if memory.num_samples]
         everybody = sum(known) / len(known) * len(self._memory)
         return Contribution(
@@ -306,7 +299,7 @@ class Server:
             share=min(answer.num_samples / everybody, 1.0),
         )
 
-    def _step(self, this: _Round) -> tuple[Snapshot, _Round]:
+    def _step(self, this: Round) -> tuple[Snapshot, Round]:
         """Take the step, keep its result, and only then forget what it was made of."""
         with this.phase("aggregate"):
             weights = self._aggregate(this)
@@ -316,7 +309,7 @@ class Server:
             self._name_the_missing(this)
         self._listen(this.ended(evaluation))
         snapshot = self._snapshot(this.number, weights)
-        following = _Round(snapshot, self._clock)
+        following = Round(snapshot, self._clock)
         with following.phase("checkpoint"):
             self._save(snapshot)
         self._sites.stepped(late=not self._scheduler.keeps_late)
@@ -324,13 +317,13 @@ class Server:
             self._evict_used()
         return snapshot, following
 
-    def _aggregate(self, this: _Round) -> Tensors:
+    def _aggregate(self, this: Round) -> Tensors:
         try:
             return self._aggregator.step(this.weights)
         except ValueError as error:
             raise RoundError(f"round {this.number}: {error}") from error
 
-    def _name_the_missing(self, this: _Round) -> None:
+    def _name_the_missing(self, this: Round) -> None:
         """Who gave nothing to a round that is over, and why."""
         named = {*(a.client_id for a in this.folded), *(f.client_id for f in this.failures)}
         for name, site in self._sites:
@@ -339,7 +332,7 @@ class Server:
                 reason = site.reason if site.state is State.LOST else waited
                 self._fail(this, name, FederationError(reason))
 
-    def _view(self, this: _Round) -> View:
+    def _view(self, this: Round) -> View:
         """What the scheduler decides by."""
         now = self._clock.now()
         resting = [a for a in self._waiting if now < self._retries.get(_key(a), _Retry()).when]
@@ -391,7 +384,7 @@ class Server:
             self._memory[name], site = memory, self._sites[name]
             site.turn, site.version, site.answered = memory.turn, memory.version, memory.answered
 
-    def _fail(self, this: _Round, name: str, error: FederationError) -> None:
+    def _fail(self, this: Round, name: str, error: FederationError) -> None:
         trace = error.traceback if isinstance(error, SiteError) else None
         failure = ClientFailed(this.number, name, str(error), trace)
         this.failures.append(failure)
@@ -432,64 +425,6 @@ class Server:
             return  # it names none
 
 
-class _Round:
-    """A round as it goes on: what is in its sum, who failed, and where the time went."""
-
-    def __init__(self, snapshot: Snapshot, clock: Clock) -> None:
-        self.version, self.weights = snapshot.version, snapshot.weights
-        self.number = snapshot.version + 1
-        self.started = False
-        self.folded: list[Answer] = []
-        self.failures: list[ClientFailed] = []
-        self.bytes_down = 0
-        self.began = clock.now()
-        self._clock = clock
-        self._updates: list[UpdateReceived] = []
-        self._seconds: dict[str, float] = {}
-
-    def age(self) -> float:
-        """Seconds since the round began."""
-        return self._clock.now() - self.began
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Count what is done inside as time of a phase."""
-        started = self.age()
-        try:
-            yield
-        finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + self.age() - started
-
-    def received(self, answer: Answer) -> UpdateReceived:
-        """Note an update that was folded in."""
-        update = UpdateReceived(
-            round=self.number,
-            client_id=answer.client_id,
-            num_samples=answer.num_samples,
-            steps=answer.steps,
-            staleness=self.version - answer.version,
-            metrics=answer.metrics,
-            seconds=answer.seconds,
-            size=answer.update.size,
-            after=self.age(),
-        )
-        self._updates.append(update)
-        return update
-
-    def ended(self, evaluation: Evaluation | None) -> RoundEnded:
-        """The round's account."""
-        return RoundEnded(
-            round=self.number,
-            loss=evaluation.loss if evaluation else None,
-            accuracy=evaluation.accuracy if evaluation else None,
-            updates=self._updates,
-            failures=self.failures,
-            bytes_down=self.bytes_down,
-            bytes_up=sum(update.size for update in self._updates),
-            seconds={**self._seconds, "total": self.age()},
-        )
-
-
 @dataclass
 class _Retry:
     """How often an update was asked for in vain, and when it is asked for again."""
@@ -500,38 +435,3 @@ class _Retry:
 
 def _key(answer: Answer) -> tuple[str, int]:
     return answer.client_id, answer.turn
-
-
-def _answer(task: Task, result: JSONObject, now: float) -> Answer:
-    """A site's answer, read with suspicion."""
-    return Answer(
-        client_id=task.client_id,
-        version=task.version,
-        turn=task.turn,
-        update=Ref.from_json(result.get("update")),
-        num_samples=_count(result, "num_samples"),
-        steps=_count(result, "steps"),
-        metrics=_numbers(result, "metrics"),
-        seconds=_numbers(result, "seconds"),
-        sent=task.sent,
-        arrived=now,
-    )
-
-
-def _count(result: JSONObject, key: str) -> int:
-    value = result.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**53:
-        raise FederationError(f"the site's {key} is {value!r}, a positive count was expected")
-    return value
-
-
-def _numbers(result: JSONObject, key: str) -> dict[str, float]:
-    """The finite numbers among a site's; what else it sends is left out."""
-    values: Any = result.get(key)
-    if not isinstance(values, dict):
-        return {}
-    return {
-        name: float(value)
-        for name, value in values.items()
-        if isinstance(value, int | float) and math.isfinite(value)
-    }

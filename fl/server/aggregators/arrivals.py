@@ -44,7 +44,7 @@ class FedAsync(Streaming):
         alpha: Annotated[float, Field(gt=0, lt=1)] = 0.6
         """Share that a fresh update gets of the new model."""
 
-    def __init__(self, settings: Settings, clients: Sequence[str]) -> None:  # noqa: ARG002
+    def __init__(self, settings: Settings, clients: Sequence[str]) -> None:  # noqa: ARG002  (every aggregator is built like this)
         super().__init__()
         self._alpha = settings.alpha
         self._discount = settings.discount()
@@ -68,7 +68,7 @@ class FedBuff(Streaming):
         server_learning_rate: Positive = 1.0
         """How far the buffer's mean takes the model."""
 
-    def __init__(self, settings: Settings, clients: Sequence[str]) -> None:  # noqa: ARG002
+    def __init__(self, settings: Settings, clients: Sequence[str]) -> None:  # noqa: ARG002  (every aggregator is built like this)
         super().__init__()
         self.updates_per_step = settings.K
         self._learning_rate = settings.server_learning_rate

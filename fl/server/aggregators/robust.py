@@ -19,7 +19,7 @@ class Median(Holding):
     class Settings(Section):
         """None."""
 
-    def __init__(self, settings: Settings, clients: Sequence[str]) -> None:  # noqa: ARG002
+    def __init__(self, settings: Settings, clients: Sequence[str]) -> None:  # noqa: ARG002  (every aggregator is built like this)
         super().__init__()
 
     def _combine(self, updates: Sequence[Tensors]) -> Tensors:
@@ -35,7 +35,7 @@ class TrimmedMean(Holding):
         fraction: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
         """Share of the updates that is left out at each end."""
 
-    def __init__(self, settings: Settings, clients: Sequence[str]) -> None:  # noqa: ARG002
+    def __init__(self, settings: Settings, clients: Sequence[str]) -> None:  # noqa: ARG002  (every aggregator is built like this)
         super().__init__()
         self._fraction = settings.fraction
 

@@ -60,9 +60,7 @@ def simulate(federation):
             world, transport, scheduler, aggregator, world, None, listen, lambda _: None,
             lambda *_: None,
         )  # fmt: skip
-        end = Server(configured, parts, "run").fit(
-            Snapshot(0, {"w": torch.zeros(1)}, {}, {}, {}), []
-        )
+        end = Server(configured, parts, "run").fit(Snapshot(0, {"w": torch.zeros(1)}, {}, {}, {}))
         _simulate.asked, _simulate.scheduler = work.asked, scheduler
         _simulate.weight = end.weights["w"].item()
         _simulate.left = len(transport)

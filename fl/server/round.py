@@ -1,0 +1,85 @@
+"""One round, from a step of the server to the next, and the account that is left of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fl.client.trainer import Evaluation
+from fl.server.checkpoint import Snapshot
+from fl.server.clock import Clock
+from fl.server.events import ClientFailed, RoundEnded, UpdateReceived
+from fl.server.schedulers import Answer
+
+
+class Round:
+    """A round as it goes on: what is in its sum, who failed, and where the time went.
+
+    Args:
+        snapshot: The run after the last step.
+        clock: What its time is told by.
+
+    Attributes:
+        number: The round, from 1.
+        version: Steps that the server has taken.
+        weights: The model after them.
+        started: Whether anything was sent yet.
+        folded: What is in the sum.
+        failures: Who gave nothing, and why.
+        bytes_down: Sizes of the models that were sent.
+        began: When it began.
+    """
+
+    def __init__(self, snapshot: Snapshot, clock: Clock) -> None:
+        self.version, self.weights = snapshot.version, snapshot.weights
+        self.number = snapshot.version + 1
+        self.started = False
+        self.folded: list[Answer] = []
+        self.failures: list[ClientFailed] = []
+        self.bytes_down = 0
+        self.began = clock.now()
+        self._clock = clock
+        self._updates: list[UpdateReceived] = []
+        self._seconds: dict[str, float] = {}
+
+    def age(self) -> float:
+        """Seconds since the round began."""
+        return self._clock.now() - self.began
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count what is done inside as time of a phase."""
+        started = self.age()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + self.age() - started
+
+    def received(self, answer: Answer) -> UpdateReceived:
+        """Note an update that was folded in."""
+        update = UpdateReceived(
+            round=self.number,
+            client_id=answer.client_id,
+            num_samples=answer.num_samples,
+            steps=answer.steps,
+            staleness=self.version - answer.version,
+            metrics=answer.metrics,
+            seconds=answer.seconds,
+            size=answer.update.size,
+            after=self.age(),
+        )
+        self._updates.append(update)
+        return update
+
+    def ended(self, evaluation: Evaluation | None) -> RoundEnded:
+        """The round's account."""
+        return RoundEnded(
+            round=self.number,
+            loss=evaluation.loss if evaluation else None,
+            accuracy=evaluation.accuracy if evaluation else None,
+            updates=self._updates,
+            failures=self.failures,
+            bytes_down=self.bytes_down,
+            bytes_up=sum(update.size for update in self._updates),
+            seconds={**self._seconds, "total": self.age()},
+        )

@@ -1,0 +1,67 @@
+import json
+from concurrent.futures import Future
+
+import pytest
+
+from fl.errors import FederationError
+from fl.record import Record
+from fl.server.checkpoint import SiteMemory, Snapshot
+from fl.server.sites import Task
+from fl.transport import Ref
+
+
+@pytest.fixture
+def record(tmp_path):
+    return Record(tmp_path)
+
+
+def sent(record, client_id, turn, job, transport="proxystore"):
+    task = Task(client_id, turn - 1, turn, job, 0.0, Future())
+    record.sent(task, "group", Ref(transport, {"object_id": f"model-{turn}"}, 10, "0" * 64))
+
+
+def snapshot(**sites):
+    return Snapshot(1, {}, {}, {}, sites)
+
+
+def test_what_a_snapshot_does_not_hold_is_outstanding(record):
+    for name in "abc":
+        sent(record, name, 1, f"{name}1")
+    sent(record, "b", 2, "b2")
+    kept = snapshot(
+        a=SiteMemory(turn=1, answered=True),
+        b=SiteMemory(turn=1, answered=True),
+        c=SiteMemory(turn=1, answered=False),
+    )
+    assert [task.job for task in record.outstanding(kept)] == ["b2", "c1"]
+
+
+def test_a_site_that_the_snapshot_has_nothing_of_is_outstanding(record):
+    sent(record, "a", 1, "a1")
+    assert [task.job for task in record.outstanding(snapshot())] == ["a1"]
+
+
+def test_models_that_may_be_left_are_named_once(record):
+    sent(record, "a", 1, "a1")
+    sent(record, "a", 2, "a2")
+    sent(record, "b", 2, "b2")
+    assert [ref.key["object_id"] for ref in record.left()] == ["model-2"]
+
+
+def test_a_model_that_travels_inside_its_task_is_not_kept_in_the_journal(record, tmp_path):
+    sent(record, "a", 1, "a1", transport="inline")
+    assert record.left() == []
+    assert json.loads((tmp_path / "tasks.jsonl").read_text())["model"] == {}
+
+
+@pytest.mark.parametrize("torn", ['{"client_id": "a"', '{"client_id": "a", "model": {}', ""])
+def test_a_torn_line_is_left_out(record, tmp_path, torn):
+    sent(record, "a", 1, "a1")
+    with (tmp_path / "tasks.jsonl").open("a") as file:
+        file.write(torn)
+    assert [task.job for task in record.outstanding(snapshot())] == ["a1"]
+
+
+def test_a_run_is_open_once(record, tmp_path):
+    with pytest.raises(FederationError, match="this run is still going on"):
+        Record(tmp_path)
