@@ -38,7 +38,7 @@ SCHEDULERS = {
     "FedAvg": ("SyncScheduler", "FedAvgAggregator"),
     "Pace": ("PaceScheduler", "PaceAggregator"),
 }
-VALUES = 250_000  # a model of 1 MB
+VALUES = 50_000  # a model of 0.2 MB
 BAR = 40
 
 
@@ -185,7 +185,7 @@ def main() -> None:
         name, sites, rounds = arguments.one
         print(json.dumps(simulate(name, int(sites), int(rounds))))
         return
-    print(f"{arguments.rounds} rounds, a model of {4 * VALUES / 1e6:.0f} MB")
+    print(f"{arguments.rounds} rounds, a model of {4 * VALUES / 1e6:.1f} MB")
     for name in SCHEDULERS:
         rows = [(sites, apart(name, sites, arguments.rounds)) for sites in arguments.sites]
         report(name, rows)

@@ -146,8 +146,8 @@ class Pace(Streaming):
     class Settings(Section):
         """How far a step goes."""
 
-        server_learning_rate: Positive = 2.0
-        """How far one update of every client takes the model if each comes alone."""
+        server_learning_rate: Positive = 1.0
+        """How far a step of every client's updates goes along their mean, 1 at most."""
 
     def __init__(self, settings: Settings, clients: Sequence[str]) -> None:  # noqa: ARG002
         super().__init__()

@@ -60,18 +60,18 @@ def pace_close(arrived: int, began: float, now: float, expected: Iterable[float]
     return moments[worth.index(max(worth))]
 
 
-def pace_size(weights: float, *, learning_rate: float = 2.0) -> float:
-    """How far a step goes along the mean of its updates.
+def pace_size(weights: float, *, learning_rate: float = 1.0) -> float:
+    """How far a step goes along the mean of its updates: learning_rate sqrt(weights), at most 1.
 
-    Each update counts by its client's share, without a discount for staleness: where every site
-    has data of its own kind, that would leave out what is only known where the queues are long.
-    A step never goes past the mean of its updates, however many came together: those that were
-    trained from one model are averaged, as in FedAvg.
+    Of n updates of N equal clients that is sqrt(n / N). A step of them all is FedAvg's. A smaller
+    one goes less far, since what it leaves out pulls elsewhere, but further than in proportion:
+    those of a whole turn come one after the other, each from a model that has the others in it.
+    The sum is not discounted for staleness: where every site has data of its own kind, that would
+    leave out what is only known where the queues are long.
 
     Args:
         weights: Sum of the shares of the updates in the mean, positive.
-        learning_rate: How far one update of every client would take the model if each came alone,
-            positive.
+        learning_rate: How far a step of every client's updates goes, positive.
 
     Returns:
         `add_delta`'s size, at most 1.
@@ -80,4 +80,4 @@ def pace_size(weights: float, *, learning_rate: float = 2.0) -> float:
         ValueError: An argument is not positive.
     """
     require_positive(weights=weights, learning_rate=learning_rate)
-    return min(learning_rate * weights, 1.0)
+    return min(learning_rate * math.sqrt(weights), 1.0)

@@ -114,7 +114,7 @@ def test_paces_step_goes_by_its_weights_but_never_past_the_mean():
     zero = {"w": torch.zeros(1, dtype=torch.float64)}
     alone = pace()
     alone.add({"w": torch.ones(1, dtype=torch.float64)}, contribution(0.25, staleness=9))
-    assert alone.step(zero)["w"].item() == pytest.approx(0.5)  # 2 * 0.25
+    assert alone.step(zero)["w"].item() == pytest.approx(0.5)  # sqrt(0.25)
     together = pace()
     for value in (1.0, 2.0, 3.0, 4.0):
         together.add({"w": torch.tensor([value], dtype=torch.float64)}, contribution(0.25))
