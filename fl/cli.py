@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec
+from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
 import click
 from rich.console import Console
 
 from fl import __version__
-from fl.config import ConfigError
+from fl.config import ConfigError, Files
 from fl.errors import FederationError
 from fl.sandbox.cli import sandbox
 
+if TYPE_CHECKING:
+    from fl.check import Check
+
 FilePath = click.Path(path_type=Path, dir_okay=False)
+NO_FILES = "give a folder with server.yaml and clients.yaml, or --server and --clients"
 P = ParamSpec("P")
 
 
@@ -39,11 +43,44 @@ def reporting(command: Callable[P, None]) -> Callable[P, None]:
     return wrapped
 
 
-def federation_files(command: Callable[P, None]) -> Callable[P, None]:
-    """The two files that describe a federation."""
-    server = click.option("--server", type=FilePath, required=True, help="Path of server.yaml.")
-    clients = click.option("--clients", type=FilePath, required=True, help="Path of clients.yaml.")
-    return server(clients(command))
+def federation_files(command: Callable[Concatenate[Files | None, P], None]) -> Callable[..., None]:
+    """The files that describe a federation: a folder that holds them, or each by its path."""
+
+    @click.argument(
+        "experiment",
+        required=False,
+        type=click.Path(path_type=Path, file_okay=False, exists=True),
+    )
+    @click.option("--server", type=FilePath, help="Path of server.yaml.")
+    @click.option("--clients", type=FilePath, help="Path of clients.yaml.")
+    @click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Lay a value over the files', such as server_configs.num_global_epochs=20.",
+    )
+    @wraps(command)
+    def wrapped(
+        experiment: Path | None,
+        server: Path | None,
+        clients: Path | None,
+        overrides: tuple[str, ...],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> None:
+        if experiment is not None and (server or clients):
+            raise click.UsageError("give an experiment's folder, or --server and --clients")
+        if experiment is not None:
+            server, clients = experiment / "server.yaml", experiment / "clients.yaml"
+        if server is None and clients is None and not overrides:
+            command(None, *args, **kwargs)
+        elif server is None or clients is None:
+            raise click.UsageError(NO_FILES)
+        else:
+            command(Files(server, clients, overrides), *args, **kwargs)
+
+    return wrapped
 
 
 @click.group()
@@ -54,30 +91,37 @@ def main() -> None:
 
 @click.command()
 @click.version_option(__version__)
-@click.option("--server", type=FilePath, help="Path of server.yaml.")
-@click.option("--clients", type=FilePath, help="Path of clients.yaml.")
+@federation_files
 @click.option(
     "--resume",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="Folder of a run to go on with, instead of the two files.",
+    help="Folder of a run to go on with, instead of an experiment.",
 )
+@click.option("--dry-run", is_flag=True, help="Say what would be sent where, and send nothing.")
 @reporting
-def run_main(server: Path | None, clients: Path | None, resume: Path | None) -> None:
+def run_main(files: Files | None, resume: Path | None, dry_run: bool) -> None:
     """Train a model over the sites of a federation.
+
+    EXPERIMENT is a folder with server.yaml and clients.yaml.
 
     Writes a run folder with the final model, metrics.jsonl, checkpoints, the configuration and the
     versions. Ctrl-C ends the run after the round that goes on, a second one at once.
     """
-    if resume is None and (server is None or clients is None):
-        raise click.UsageError("give --server and --clients, or --resume")
-    if resume is not None and (server is not None or clients is not None):
+    if resume is not None and (files is not None or dry_run):
         raise click.UsageError("--resume goes on with the files that its run began with")
+    if resume is None and files is None:
+        raise click.UsageError(f"{NO_FILES}, or --resume")
     from fl import run  # torch takes seconds to import: not for --help
 
     if resume is not None:
         outcome = run.resume(resume, Console())
-    elif server is not None and clients is not None:
-        outcome = run.run(server, clients, Console())
+    elif files is not None and dry_run:
+        from fl import plan
+
+        plan.show(plan.plan(files), Console())
+        return
+    elif files is not None:
+        outcome = run.run(files, Console())
     click.echo(f"model: {outcome.model}" if outcome.model else f"stopped: {outcome.folder}")
     if outcome.accuracy is not None:
         click.echo(f"test accuracy: {outcome.accuracy:.4f}")
@@ -85,23 +129,48 @@ def run_main(server: Path | None, clients: Path | None, resume: Path | None) -> 
 
 @main.command()
 @federation_files
+@click.option("--quick", is_flag=True, help="Ask only what needs no worker, and so no job.")
+@click.option("--deadline", default=300.0, show_default=True, help="Seconds a site may take.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+@reporting
+def check(files: Files | None, quick: bool, deadline: float, as_json: bool) -> None:
+    """Find what is wrong before a queue hour is spent, at the server and at every site.
+
+    EXPERIMENT is a folder with server.yaml and clients.yaml.
+
+    A worker at each site fetches the model, loads its data and does one step of training. Exit
+    code 1: a check failed.
+    """
+    if files is None:
+        raise click.UsageError(NO_FILES)
+    from fl.check import check as check_all
+
+    _show(check_all(files, deadline, quick=quick), as_json)
+
+
+@main.command()
+@federation_files
 @click.option("--deadline", default=300.0, show_default=True, help="Seconds a worker may take.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 @reporting
-def health(server: Path, clients: Path, deadline: float, as_json: bool) -> None:
+def health(files: Files | None, deadline: float, as_json: bool) -> None:
     """Prove, from a worker at each site, that models will reach it."""
-    from fl.health import check_sites
+    if files is None:
+        raise click.UsageError(NO_FILES)
+    from fl.check import health as check_health
 
-    checks = check_sites(server, clients, deadline)
+    _show(check_health(files, deadline), as_json)
+
+
+def _show(checks: Iterable[Check], as_json: bool) -> None:
+    from fl.check_table import show
+
     if as_json:
-        click.echo(json.dumps([asdict(check) for check in checks]))
+        found = list(checks)
+        click.echo(json.dumps([asdict(check) for check in found]))
     else:
-        for check in checks:
-            mark = "ok" if check.ok else "FAILED"
-            click.echo(f"{check.client_id:20} {check.check:10} {mark:8} {check.message}")
-            if check.remedy:
-                click.echo(f"{'':20} {'':10} {'':8} {check.remedy}")
-    sys.exit(0 if all(check.ok for check in checks) else 1)
+        found = show(checks, Console(highlight=False))
+    sys.exit(0 if all(check.ok for check in found) else 1)
 
 
 @main.command()
@@ -119,6 +188,23 @@ def register(record: Path, environment: tuple[Path, ...], check: bool) -> None:
     from fl.endpoints.registration import register as register_once
 
     click.echo(json.dumps(register_once(record, check=check)))
+
+
+@main.group()
+def audit() -> None:
+    """The log that a site keeps of every task."""
+
+
+@audit.command()
+@click.argument("file", type=FilePath)
+@click.option("--head", help="A head noted earlier: its line must still be there.")
+@reporting
+def verify(file: Path, head: str | None) -> None:
+    """Follow an audit log's chain, and print its head: note that where the site cannot reach."""
+    from fl.client.audit import verify as follow
+
+    found = follow(file, head)
+    click.echo(f"{file}: {found.lines} lines, none changed; head {found.head}")
 
 
 main.add_command(sandbox)

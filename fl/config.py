@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 from uuid import UUID
@@ -21,6 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fl.errors import FederationError
+from fl.overrides import override
 
 
 class ConfigError(FederationError):
@@ -184,6 +186,15 @@ class ClientCommConfigs(Section):
     """How models move."""
 
 
+class EarlyStopping(Section):
+    """When a run ends before its last round; see `fl.server.stopping`."""
+
+    patience: PositiveInt
+    """Rounds in a row whose loss at the server is no better than the best before."""
+    min_delta: float = Field(default=0.0, ge=0)
+    """By how much a loss must be lower to be better."""
+
+
 class ServerConfigs(Section):
     """The round loop."""
 
@@ -211,6 +222,8 @@ class ServerConfigs(Section):
     """Evaluate the global model at the server after each round, on `data_configs`."""
     data_configs: DataConfigs | None = None
     """The server's held-out set: the loader's second value."""
+    early_stopping: EarlyStopping | None = None
+    """End the run once the loss at the server no longer falls."""
     logging_output_dirname: str = "runs"
     """Folder that gets a folder for every run, relative to where fl-run is started."""
     comm_configs: ServerCommConfigs = ServerCommConfigs()
@@ -220,6 +233,8 @@ class ServerConfigs(Section):
     def _consistent(self) -> ServerConfigs:
         if self.server_validation and self.data_configs is None:
             raise ValueError("server_validation needs data_configs, the server's held-out set")
+        if self.early_stopping is not None and not self.server_validation:
+            raise ValueError("early_stopping needs server_validation: it watches the loss there")
         if self.min_clients is not None and self.min_clients > self.num_clients:
             raise ValueError(f"min_clients must be at most num_clients ({self.num_clients})")
         return self
@@ -286,12 +301,33 @@ class Federation(Section):
         return TrainConfigs.model_validate({**shared, **client.train_configs})
 
 
-def load_federation(server: Path, clients: Path) -> Federation:
+@dataclass(frozen=True)
+class Files:
+    """Where a federation is described.
+
+    Attributes:
+        server: Path of server.yaml.
+        clients: Path of clients.yaml.
+        overrides: KEY=VALUE texts that go over them.
+    """
+
+    server: Path
+    clients: Path
+    overrides: tuple[str, ...] = ()
+
+    def load(self) -> Federation:
+        """The federation; see `load_federation`."""
+        return load_federation(self.server, self.clients, self.overrides)
+
+
+def load_federation(server: Path, clients: Path, overrides: Sequence[str] = ()) -> Federation:
     """Read server.yaml and clients.yaml.
 
     Args:
         server: Path of server.yaml.
         clients: Path of clients.yaml.
+        overrides: KEY=VALUE texts, as `fl.overrides.override` takes them: those that begin with
+            `clients` go over clients.yaml, others over server.yaml.
 
     Returns:
         The federation.
@@ -300,8 +336,10 @@ def load_federation(server: Path, clients: Path) -> Federation:
         ConfigError: A file is missing or is not YAML, or a key is unknown, missing, of the wrong
             type, or at odds with another.
     """
-    server_file = _load(server, ServerFile)
-    clients_file = _load(clients, ClientsFile)
+    of_clients = [text for text in overrides if text.partition("=")[0].split(".")[0] == "clients"]
+    of_server = [text for text in overrides if text not in of_clients]
+    server_file = load_section(server, ServerFile, of_server)
+    clients_file = load_section(clients, ClientsFile, of_clients)
     configs, sites = server_file.server_configs, clients_file.clients
     if configs.num_clients != len(sites):
         raise ConfigError(
@@ -314,6 +352,7 @@ def load_federation(server: Path, clients: Path) -> Federation:
             f"{server}: server_configs.comm_configs.globus_compute_configs is missing; "
             f"{remote[0]} is reached through Globus Compute (deploy.yml writes it)"
         )
+    _require_one_way(configs, sites, server, clients)
     federation = Federation(
         client_configs=server_file.client_configs, server_configs=configs, clients=sites
     )
@@ -322,8 +361,24 @@ def load_federation(server: Path, clients: Path) -> Federation:
             federation.train_configs(site)
         except ValidationError as error:
             place = ("clients", index, "train_configs")
-            raise ConfigError(explain(clients, TrainConfigs, error, place)) from error
+            where = _where(clients, of_clients)
+            raise ConfigError(explain(where, TrainConfigs, error, place)) from error
     return federation
+
+
+def _require_one_way(
+    configs: ServerConfigs, sites: list[Client], server: Path, clients: Path
+) -> None:
+    """A model that went one way cannot be fetched by another."""
+    ours = configs.comm_configs.proxystore_configs.enable_proxystore
+    for index, site in enumerate(sites):
+        theirs = site.comm_configs.proxystore_configs.enable_proxystore
+        if theirs != ours:
+            raise ConfigError(
+                f"{clients}: clients.{index}.comm_configs.proxystore_configs.enable_proxystore is "
+                f"{str(theirs).lower()}, but the server's in {server} is {str(ours).lower()}; "
+                "models travel one way for all"
+            )
 
 
 def read_federation(file: Path) -> Federation:
@@ -338,35 +393,70 @@ def read_federation(file: Path) -> Federation:
     Raises:
         ConfigError: The file is missing, or is no federation.
     """
-    return _load(file, Federation)
+    return load_section(file, Federation)
 
 
 AnySection = TypeVar("AnySection", bound=Section)
 
 
-def _load(file: Path, schema: type[AnySection]) -> AnySection:
-    try:
-        content = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: is not YAML ({' '.join(str(error).split())})") from error
+def load_section(file: Path, schema: type[AnySection], overrides: Sequence[str] = ()) -> AnySection:
+    """Read a YAML file.
+
+    Args:
+        file: Its path.
+        schema: What stands in it.
+        overrides: `key=value` texts that are laid over it.
+
+    Returns:
+        What it says.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or says something else.
+    """
+    content = _read(file)
+    _override(content, overrides)
+    where = _where(file, overrides)
     try:
         # Through JSON, since only there does pydantic's strict mode take a string for a UUID.
         return schema.model_validate_json(json.dumps(content))
     except TypeError as error:
-        raise ConfigError(f"{file}: {error}; quote dates and times") from error
+        raise ConfigError(f"{where}: {error}; quote dates and times") from error
     except ValidationError as error:
-        raise ConfigError(explain(file, schema, error)) from error
+        raise ConfigError(explain(where, schema, error)) from error
+
+
+def _where(file: Path, overrides: Sequence[str]) -> str:
+    """A file and what was laid over it, as a person typed them."""
+    return " --set ".join([str(file), *overrides])
+
+
+def _read(file: Path) -> Any:
+    try:
+        return yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: is not YAML ({' '.join(str(error).split())})") from error
+
+
+def _override(content: Any, overrides: Sequence[str]) -> None:
+    for text in overrides:
+        try:
+            override(content, text)
+        except ValueError as error:
+            raise ConfigError(f"--set {text}: {error}") from error
 
 
 def explain(
-    file: Path, schema: type[Section], error: ValidationError, prefix: tuple[str | int, ...] = ()
+    file: Path | str,
+    schema: type[Section],
+    error: ValidationError,
+    prefix: tuple[str | int, ...] = (),
 ) -> str:
     """Tell the first fault of a file in one line: file, key, what was expected, the nearest key.
 
     Args:
-        file: Where it is.
+        file: Where it is, and what was laid over it.
         schema: What was validated.
         error: What pydantic said of it.
         prefix: The keys that lead to what was validated.

@@ -7,3 +7,9 @@ The command line prints that line and no traceback.
 
 class FederationError(Exception):
     """Something a person can act on; its text is shown as it is."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """An exception for a person: our own by its text, others with their type, in one line."""
+    known = isinstance(error, FederationError)
+    return " ".join((str(error) if known else f"{type(error).__name__}: {error}").split())

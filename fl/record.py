@@ -157,6 +157,10 @@ class Record:
         self._best = max(known, default=None)
         return snapshot
 
+    def losses(self) -> list[float | None]:
+        """The global models' losses at the server, round by round."""
+        return [line["loss"] for line in self._lines("metrics.jsonl")]
+
     def outstanding(self, snapshot: Snapshot) -> list[Sent]:
         """Tasks that were sent, and whose answers the snapshot does not hold.
 

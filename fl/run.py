@@ -10,24 +10,28 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
+from torch import nn
+from torch.utils.data import Dataset
 
 from fl.client import data, trainer
-from fl.config import Federation, TrainConfigs, load_federation
+from fl.config import ConfigError, Federation, Files, TrainConfigs
 from fl.endpoints.base import Endpoints, JSONObject
 from fl.endpoints.credentials import load_environment
 from fl.endpoints.places import open_endpoints
 from fl.errors import FederationError
 from fl.progress import Progress
 from fl.record import Record, Sent
-from fl.server.aggregators import open_aggregator
+from fl.server.aggregators import Aggregator, open_aggregator
 from fl.server.checkpoint import Snapshot
 from fl.server.clock import Clock, RealClock
 from fl.server.events import Event, RoundEnded
 from fl.server.federation import Evaluator, Parts, Server
-from fl.server.schedulers import open_scheduler
+from fl.server.schedulers import Scheduler, open_scheduler
 from fl.server.sites import Task, require_clients
+from fl.server.stopping import stalled
 from fl.tensors import Tensors
 from fl.transport import Transport, open_transport
 
@@ -56,12 +60,11 @@ class _Ways:
     clock: Clock
 
 
-def run(server: Path, clients: Path, console: Console) -> Outcome:
+def run(files: Files, console: Console) -> Outcome:
     """Train a model over a federation.
 
     Args:
-        server: Path of server.yaml.
-        clients: Path of clients.yaml.
+        files: Where it is described.
         console: Where progress is shown.
 
     Returns:
@@ -70,9 +73,9 @@ def run(server: Path, clients: Path, console: Console) -> Outcome:
     Raises:
         FederationError: Anything that a person can put right, in one line.
     """
-    federation = load_federation(server, clients)
-    prepare_environment(federation, server.parent)
-    algorithm = _Algorithm(federation, server)
+    federation = files.load()
+    prepare_environment(federation, files.server.parent)
+    algorithm = Algorithm(federation, files.server)
     weights = algorithm.model.state_dict()
     with _ways(federation) as ways:
         _require_clients(federation, ways)
@@ -98,7 +101,7 @@ def resume(folder: Path, console: Console) -> Outcome:
     record = Record.reopen(folder)
     federation = record.federation()
     prepare_environment(federation, record.site_code())
-    algorithm = _Algorithm(federation, folder / "config.yaml")
+    algorithm = Algorithm(federation, folder / "config.yaml")
     with _ways(federation) as ways:
         _require_clients(federation, ways)
         return _fit(federation, algorithm, ways, record, record.snapshot(), console)
@@ -120,22 +123,77 @@ def prepare_environment(federation: Federation, folder: Path) -> None:
     os.environ.setdefault("FL_SITE_CODE", str(folder.resolve()))
 
 
-class _Algorithm:
-    """The configuration's model, aggregator, scheduler and evaluation; what is wrong fails here."""
+class Algorithm:
+    """The configuration's model, aggregator, scheduler and evaluation; what is wrong fails here.
+
+    Args:
+        federation: The configuration.
+        file: Where it stands, for messages.
+
+    Raises:
+        ConfigError: The aggregator or the scheduler is unknown, or does not take its settings.
+        FederationError: The model or the held-out set cannot be built at the server.
+    """
 
     def __init__(self, federation: Federation, file: Path) -> None:
-        configs = federation.server_configs
-        names = [client.client_id for client in federation.clients]
         self.model = trainer.build_model(federation.client_configs.model_configs)
-        self.aggregator = open_aggregator(
-            configs.aggregator,
-            configs.aggregator_kwargs,
-            names,
-            buffers=[name for name, _ in self.model.named_buffers()],
-            file=file,
-        )
-        self.scheduler = open_scheduler(configs, self.aggregator.updates_per_step, file=file)
+        require_training(federation, self.model, file)
+        self.aggregator, self.scheduler = open_steps(federation, self.model, file)
         self.evaluate = _evaluator(federation)
+
+
+def open_steps(
+    federation: Federation, model: nn.Module, file: Path
+) -> tuple[Aggregator, Scheduler]:
+    """What makes the next model, and what says when.
+
+    Args:
+        federation: The configuration.
+        model: The run's.
+        file: Where the configuration stands, for messages.
+
+    Returns:
+        The aggregator and the scheduler.
+
+    Raises:
+        ConfigError: One of them is unknown, does not take its settings, or does not go with the
+            clients' trainer.
+    """
+    configs = federation.server_configs
+    aggregator = open_aggregator(
+        configs.aggregator,
+        configs.aggregator_kwargs,
+        [client.client_id for client in federation.clients],
+        buffers=[name for name, _ in model.named_buffers()],
+        file=file,
+    )
+    controls = bool(aggregator.extra(model.state_dict()))
+    for client in federation.clients:
+        kind = federation.train_configs(client).trainer
+        if controls != (kind == "ScaffoldTrainer"):
+            raise ConfigError(
+                f"{file}: {client.client_id} trains by {kind}, which does not go with "
+                f"{configs.aggregator}: ScaffoldAggregator and ScaffoldTrainer need each other"
+            )
+    return aggregator, open_scheduler(configs, aggregator.updates_per_step, file=file)
+
+
+def require_training(federation: Federation, model: nn.Module, file: Path) -> None:
+    """See, before anything is sent, that every client's training settings can be meant.
+
+    Args:
+        federation: The configuration.
+        model: The run's.
+        file: Where the configuration stands, for messages.
+
+    Raises:
+        ConfigError: An optimizer, loss or schedule is unknown or refuses its arguments.
+    """
+    for client in federation.clients:
+        try:
+            trainer.require_settings(model, federation.train_configs(client))
+        except trainer.TrainingError as error:
+            raise ConfigError(f"{file}: {client.client_id}: {error}") from error
 
 
 @contextmanager
@@ -160,7 +218,7 @@ def _require_clients(federation: Federation, ways: _Ways) -> None:
 
 def _fit(
     federation: Federation,
-    algorithm: _Algorithm,
+    algorithm: Algorithm,
     ways: _Ways,
     record: Record,
     start: Snapshot,
@@ -169,15 +227,23 @@ def _fit(
     """The rounds that are left, seen and kept."""
     # What clients in processes of this one keep between rounds; a site has a folder of its own.
     os.environ.setdefault("FL_SITE_STATE", str((record.folder / "state").resolve()))
-    rounds = federation.server_configs.num_global_epochs
+    configs = federation.server_configs
+    rounds, stopping = configs.num_global_epochs, configs.early_stopping
     progress = Progress(rounds, [client.client_id for client in federation.clients], console)
     last: list[RoundEnded] = []
+    losses = record.losses()
+
+    def over() -> bool:
+        return stopping is not None and stalled(losses, stopping.patience, stopping.min_delta)
 
     def listen(event: Event) -> None:
         record(event)
         progress(event)
         if isinstance(event, RoundEnded):
             last[:] = [event]
+            losses.append(event.loss)
+            if over():
+                server.stop()
 
     parts = Parts(
         endpoints=ways.endpoints,
@@ -191,10 +257,12 @@ def _fit(
         sent=lambda task, model: record.sent(task, ways.endpoints.session(), model),
     )
     server = Server(federation, parts, record.run_id)
+    if over():  # an earlier process found so
+        server.stop()
     recovered, left = _recover(record.outstanding(start), ways), record.left()
     with progress, _interruptible(server.stop, record.folder), _resumable(record, console):
         end = server.fit(start, recovered, left)
-    model = record.save(end.weights) if end.version >= rounds else None
+    model = record.save(end.weights) if end.version >= rounds or over() else None
     return Outcome(record.folder, model, last[0].accuracy if last else None)
 
 
@@ -251,27 +319,45 @@ def _go_on(folder: Path) -> str:
     return f"to go on with it: fl-run --resume {folder}"
 
 
-def _evaluator(federation: Federation) -> Evaluator | None:
-    """Evaluates global models on the server's held-out set, where one is configured."""
-    configs = federation.server_configs
+def held_out(federation: Federation) -> tuple[Dataset[Any], TrainConfigs] | None:
+    """What global models are evaluated on at the server.
+
+    Args:
+        federation: The configuration.
+
+    Returns:
+        The held-out set, and how to evaluate on it; None without `server_validation`.
+
+    Raises:
+        FederationError: The server's loader does not give it.
+    """
+    configs, shared = federation.server_configs, federation.client_configs.train_configs
     if not configs.server_validation or configs.data_configs is None:
         return None
-    settings = TrainConfigs(
-        loss_fn=federation.client_configs.train_configs.loss_fn,
-        loss_fn_kwargs=federation.client_configs.train_configs.loss_fn_kwargs,
-        val_batch_size=federation.client_configs.train_configs.val_batch_size,
-        device=configs.device,
-    )
-    held_out = data.datasets(configs.data_configs)[1]
-    if held_out is None:
+    found = data.datasets(configs.data_configs)[1]
+    if found is None:
         raise FederationError(
             f"{configs.data_configs.dataset_path}: server_validation needs a second data set, "
             "the loader returned None"
         )
+    return found, TrainConfigs(
+        loss_fn=shared.loss_fn,
+        loss_fn_kwargs=shared.loss_fn_kwargs,
+        val_batch_size=shared.val_batch_size,
+        device=configs.device,
+    )
+
+
+def _evaluator(federation: Federation) -> Evaluator | None:
+    """Evaluates global models at the server, where that is configured."""
+    found = held_out(federation)
+    if found is None:
+        return None
+    dataset, settings = found
     model = trainer.build_model(federation.client_configs.model_configs)
 
     def evaluate(weights: Tensors) -> trainer.Evaluation:
         model.load_state_dict(weights)
-        return trainer.evaluate(model, held_out, settings)
+        return trainer.evaluate(model, dataset, settings)
 
     return evaluate

@@ -81,6 +81,27 @@ def test_a_run_leaves_model_metrics_configuration_and_versions(files):
     assert "torch" in json.loads((run / "versions.json").read_text())
 
 
+def test_a_loss_that_no_longer_falls_ends_the_run(files):
+    def change(server, clients):
+        server["server_configs"] |= {
+            "num_global_epochs": 9,
+            "early_stopping": {"patience": 1, "min_delta": 100.0},
+        }
+
+    folder = files(change)
+    done = fl_run(folder)
+    assert done.returncode == 0, done.stderr
+    (run,) = (folder / "runs").iterdir()
+    assert f"model: {run / 'model.safetensors'}" in done.stdout
+    kept = (run / "metrics.jsonl").read_text()
+    assert len(kept.splitlines()) == 2
+    resumed = subprocess.run(
+        [FL_RUN, "--resume", run], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert f"model: {run / 'model.safetensors'}" in resumed.stdout
+    assert (run / "metrics.jsonl").read_text() == kept
+
+
 def broken_key(server, clients):
     server["server_configs"]["num_global_epoch"] = server["server_configs"].pop("num_global_epochs")
 

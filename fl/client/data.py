@@ -29,6 +29,9 @@ class DataError(FederationError):
     """A loader gave something that cannot be trained on."""
 
 
+LOOKED_AT = 1000
+"""Samples of a set that are read to see its classes, where it does not tell its labels."""
+
 _loaded: Kept[Sets] = Kept()
 _training: Kept[DataLoader[Any]] = Kept()
 _validation: Kept[DataLoader[Any]] = Kept()
@@ -49,7 +52,7 @@ def datasets(configs: DataConfigs) -> Sets:
 
     Raises:
         SiteCodeError: The loader is not the site's, or fails to import.
-        DataError: It raised, or returned something else than two data sets.
+        DataError: It raised, or returned something else than two data sets of pairs.
     """
     loader = site_code.load(configs.dataset_path, configs.dataset_name)
     return _loaded.get((loader, configs), lambda: _call(loader, configs))
@@ -63,7 +66,7 @@ def _call(loader: Any, configs: DataConfigs) -> Sets:
     try:
         found = loader(**configs.dataset_kwargs)
     except Exception as error:
-        raise DataError(f"{name} raised {type(error).__name__}: {error}") from error
+        raise DataError(f"{name} raised {site_code.raised(error)}") from error
     match found:
         case (train, validation):
             sets = cast(Sets, (train, validation))
@@ -71,12 +74,70 @@ def _call(loader: Any, configs: DataConfigs) -> Sets:
             raise DataError(f"{name} must return a training set and a validation set (or None)")
     if count(sets[0]) == 0:
         raise DataError(f"{name} returned no training samples")
+    _require_pairs(name, sets[0])
     return sets
+
+
+def _require_pairs(name: str, dataset: Dataset[Any]) -> None:
+    try:
+        sample = dataset[0]
+    except Exception as error:
+        raise DataError(f"{name}: its first sample raised {site_code.raised(error)}") from error
+    if not isinstance(sample, tuple | list) or len(sample) != 2:
+        size = f" of {len(sample)}" if isinstance(sample, Sized) else ""
+        raise DataError(
+            f"{name}: a sample is {type(sample).__name__}{size}, "
+            "a pair of input and label was expected"
+        )
 
 
 def count(dataset: Dataset[Any]) -> int:
     """Number of samples in a data set."""
     return len(cast(Sized, dataset))
+
+
+def describe(dataset: Dataset[Any]) -> str:
+    """A data set for the server's eyes: how many samples of what shape and which classes.
+
+    Args:
+        dataset: Samples of (input, label).
+
+    Returns:
+        Such as `1,437 samples of [1, 8, 8] float32, 10 classes (0 to 9)`; of labels that are no
+        whole numbers, no classes.
+    """
+    sample = dataset[0]
+    shape = getattr(sample[0], "shape", None)
+    of = "" if shape is None else f" of {list(shape)} {str(sample[0].dtype).split('.')[-1]}"
+    return f"{count(dataset):,} samples{of}{_classes(dataset)}"
+
+
+def _classes(dataset: Dataset[Any]) -> str:
+    """Which classes there are: in all of a set that tells its labels, else in its beginning."""
+    labels, some = _labels(dataset)
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        return ""
+    found = torch.unique(labels.long()).tolist()
+    row = len(found) > 2 and found == list(range(found[0], found[-1] + 1))
+    named = f"{found[0]} to {found[-1]}" if row else _few(found)
+    plural = "class" if len(found) == 1 else "classes"
+    return f", {len(found)} {plural} ({named}){f' in the first {LOOKED_AT:,}' if some else ''}"
+
+
+def _few(names: list[int]) -> str:
+    return ", ".join(str(name) for name in names[:20]) + (", ..." if len(names) > 20 else "")
+
+
+def _labels(dataset: Dataset[Any]) -> tuple[torch.Tensor, bool]:
+    """A set's labels, and whether those are the first of more."""
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors[-1], False
+    if (targets := getattr(dataset, "targets", None)) is not None:  # torchvision's name
+        return torch.as_tensor(targets), False
+    few = range(min(count(dataset), LOOKED_AT))
+    first = [torch.as_tensor(dataset[number][1]) for number in few]
+    alike = all(label.shape == first[0].shape for label in first)
+    return torch.stack(first if alike else first[:1]), count(dataset) > LOOKED_AT
 
 
 def training_batches(dataset: Dataset[Any], configs: TrainConfigs, seed: int) -> DataLoader[Any]:

@@ -29,9 +29,17 @@ def choose(name: str) -> torch.device:
     """
     try:
         device = torch.device(next(present()) if name == "auto" else name)
+    except RuntimeError as error:  # its own message lists a dozen that nobody trains on
+        raise DeviceError(
+            f"device {name!r} is none that torch knows; cpu, cuda, cuda:0, xpu, mps or auto"
+        ) from error
+    try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise DeviceError(f"device {name!r} is not here: {error}") from error
+        reason = " ".join(str(error).split())
+        raise DeviceError(
+            f"device {name!r} is not here, but {', '.join(present())} is: {reason}"
+        ) from error
     return device
 
 

@@ -66,6 +66,33 @@ class TrainRequest(EvaluateRequest):
     """SCAFFOLD: the last round of this client that the server has taken in; None before one."""
 
 
+UnixSeconds = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class CheckRequest(Section):
+    """Prove that models reach this site, and the server from it; no data is touched."""
+
+    operation: Literal["check"]
+    client_id: Name
+    """The client."""
+    model: Any
+    """A Ref to what the server put."""
+    proxystore_configs: ProxystoreConfigs
+    """The client's way for models."""
+    until: UnixSeconds
+    """When the server stops waiting: what is put later is never fetched."""
+
+
+class RehearseRequest(EvaluateRequest):
+    """Prove that, and do what a round does, with one step of training."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    operation: Literal["rehearse"]  # type: ignore[assignment]  # the one field that differs
+    until: UnixSeconds
+    """As in `CheckRequest`."""
+
+
 Request = TypeVar("Request", bound=Section)
 
 

@@ -6,8 +6,10 @@ what the site put there.
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -42,19 +44,60 @@ def load(path: str, name: str) -> Callable[..., Any]:
         SiteCodeError: The file lies outside `site_code`, does not exist, fails to import, or
             defines no such name.
     """
-    file = _inside(path)
-    try:
-        source = file.read_bytes()
-    except OSError as error:
-        raise SiteCodeError(
-            f"{path}: not in this site's code folder {site_code_folder()} ({error.strerror})"
-        ) from error
+    file, source = _read(path)
     module_name = f"fl_site_code_{digest(str(file).encode() + source)[:16]}"
     module = sys.modules.get(module_name) or _import(module_name, source, file, path)
     found = getattr(module, name, None)
     if not callable(found):
-        raise SiteCodeError(f"{path}: defines no function or class {name!r}")
+        near = difflib.get_close_matches(name, vars(module), n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise SiteCodeError(f"{path}: defines no function or class {name!r}{hint}")
     return found  # type: ignore[no-any-return]  # callable() narrows to an untyped callable
+
+
+def identify(path: str) -> tuple[str, str]:
+    """What a file of the site's own code is, whatever way leads to it.
+
+    Args:
+        path: The Python file, relative to `site_code`.
+
+    Returns:
+        Its path there, with `..` and links followed, and its SHA-256 in hex.
+
+    Raises:
+        SiteCodeError: The file lies outside `site_code` or does not exist.
+    """
+    file, source = _read(path)
+    return file.relative_to(site_code_folder()).as_posix(), digest(source)
+
+
+def _read(path: str) -> tuple[Path, bytes]:
+    """The file, and the bytes in it."""
+    file = _inside(path)
+    try:
+        return file, file.read_bytes()
+    except OSError as error:
+        raise SiteCodeError(
+            f"{path}: not in this site's code folder {site_code_folder()} ({error.strerror})"
+        ) from error
+
+
+def raised(error: Exception) -> str:
+    """What the site's own code raised, and where in it, for messages.
+
+    Args:
+        error: The exception, caught around that code.
+
+    Returns:
+        Such as `KeyError: 'label' (data.py, line 12)`.
+    """
+    folder = site_code_folder()
+    places = [
+        f"({Path(frame.filename).name}, line {frame.lineno})"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_relative_to(folder)
+    ]
+    return " ".join([f"{type(error).__name__}: {error}", *places[-1:]])
 
 
 def _inside(path: str) -> Path:
@@ -79,5 +122,5 @@ def _import(module_name: str, source: bytes, file: Path, path: str) -> ModuleTyp
         exec(compile(source, file, "exec"), module.__dict__)  # noqa: S102  (the site's own code)
     except Exception as error:
         del sys.modules[module_name]
-        raise SiteCodeError(f"{path}: {type(error).__name__}: {error}") from error
+        raise SiteCodeError(f"{path} cannot be imported: {raised(error)}") from error
     return module

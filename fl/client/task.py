@@ -1,34 +1,40 @@
 """The one remote function: the only thing that an endpoint of this federation ever runs.
 
-Request and answer are JSON objects. What goes wrong at the site comes back as an answer too, so
-that the server can name the site, the fault and its place without unpickling an exception.
+Request and answer are JSON objects. `admission` says which requests are let in, by the site's
+policy. What goes wrong at the site comes back as an answer too, so that the server can name the
+site, the fault and its place without unpickling an exception.
 """
 
 from __future__ import annotations
 
-import os
-import platform
-import socket
 import time
 import traceback
-import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch import nn
+from torch.utils.data import Dataset
 
-from fl import __version__
 from fl.client import algorithms, budget, control, data, devices, jobs, trainer
+from fl.client.admission import admitted
+from fl.client.check import prove
 from fl.client.corrections import Controlled, Correction, Proximal
-from fl.client.request import EvaluateRequest, RequestError, TrainRequest, read
+from fl.client.policy import PolicyRefusal, site_policy
+from fl.client.request import (
+    CheckRequest,
+    EvaluateRequest,
+    RehearseRequest,
+    RequestError,
+    TrainRequest,
+    read,
+)
 from fl.client.trainer import TrainingError
 from fl.client.warm import seed_all
 from fl.config import ProxystoreConfigs
-from fl.errors import FederationError
+from fl.errors import in_one_line
 from fl.tensors import Tensors, decode, encode, require_same_layout
 from fl.transport import Ref, Transport, open_transport
 
@@ -37,16 +43,17 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     """Do what the server asks, at the site.
 
     Args:
-        request: `{"operation": "train" | "evaluate" | "progress" | "check", ...}`; `TrainRequest`
-            and `EvaluateRequest` in `fl.client.request` say what else, and `check` and `progress`
-            here.
+        request: `{"operation": one of OPERATIONS, ...}`; `fl.client.request` has a class for each
+            that says what else, and `progress` here.
 
     Returns:
         `{"result": {...}}`, or `{"error": {"type", "message", "traceback"}}`.
     """
     try:
-        operation = OPERATIONS[request["operation"]]
-        return {"result": operation(request)}
+        with admitted(request) as task:
+            result = OPERATIONS[request["operation"]](request)
+            task.ended(result)
+        return {"result": result}
     except Exception as error:
         trainer.forget()
         return {"error": _describe(error)}
@@ -64,9 +71,10 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         BlockEnded: The worker's block leaves no time for a step.
+        PolicyRefusal: A data set is too small for the site's policy.
         FederationError: The model, loader or transport failed.
     """
-    wanted = read(TrainRequest, request)
+    wanted, policy = read(TrainRequest, request), site_policy()
     configs = wanted.train_configs
     with jobs.Record(wanted.job) as record:
         phases = _Phases(record)
@@ -74,6 +82,8 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
         with phases("load"):
             model = _load(wanted, received)
             train_set, validation_set = data.datasets(wanted.data_configs)
+            validates = configs.do_validation or configs.do_pre_validation
+            policy.require_samples(_sizes(train_set, validation_set if validates else None))
             correction = _correction(wanted, model, received, controls)
         seed = _seed(wanted.model_configs.seed, wanted.client_id, wanted.round)
         metrics: dict[str, float] = {}
@@ -106,7 +116,7 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
         "num_samples": training.num_samples,
         "steps": training.steps,
         "stopped": training.stopped,
-        "metrics": metrics,
+        "metrics": policy.released(metrics),
         "seconds": phases.seconds,
     }
 
@@ -132,6 +142,7 @@ def evaluate(request: dict[str, Any]) -> dict[str, Any]:
             _, validation_set = data.datasets(wanted.data_configs)
         if validation_set is None:
             raise TrainingError(f"client {wanted.client_id} has no validation set")
+        site_policy().require_samples(_sizes(validation_set))
         with phases("evaluate"):
             seed_all(wanted.model_configs.seed)
             evaluation = trainer.evaluate(model, validation_set, wanted.train_configs)
@@ -151,43 +162,38 @@ def progress(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def check(request: dict[str, Any]) -> dict[str, Any]:
-    """Prove from inside a worker that models will move: put, get and evict through its transport.
+    """Prove from inside a worker that models will move; see `fl.client.check.prove`.
 
     Args:
-        request: The client's `proxystore_configs`; optionally `model`, a Ref to fetch from the
-            server's side.
+        request: A `CheckRequest`.
 
     Returns:
-        Host name, versions, and `seconds` by phase.
-
-    Raises:
-        FederationError: The worker's way does not work, with the reason.
+        What was found.
     """
-    phases = _Phases(jobs.Record(None))
-    with phases("connect"):
-        transport = _transport(read(ProxystoreConfigs, request["proxystore_configs"]))
-    with phases("round_trip"):
-        probe = transport.put(uuid.uuid4().bytes)
-        try:
-            transport.get(probe)
-        finally:
-            transport.evict(probe)
-    if request.get("model") is not None:
-        with phases("get_from_server"):
-            transport.get(Ref.from_json(request["model"]))
-    return {
-        "host": socket.gethostname(),
-        "versions": {
-            "python": platform.python_version(),
-            "fl": __version__,
-            "torch": torch.__version__,
-        },
-        "proxies": sorted(key for key in os.environ if key.lower().endswith("_proxy")),
-        "seconds": phases.seconds,
-    }
+    wanted = read(CheckRequest, request)
+    return prove(wanted, lambda: _transport(wanted.proxystore_configs))
 
 
-OPERATIONS = {"train": train, "evaluate": evaluate, "progress": progress, "check": check}
+def rehearse(request: dict[str, Any]) -> dict[str, Any]:
+    """Prove from inside a worker that this site can do its part in a run; see `check`.
+
+    Args:
+        request: A `RehearseRequest`.
+
+    Returns:
+        What was found: of the data, how many samples of what shape and which classes.
+    """
+    wanted = read(RehearseRequest, request)
+    return prove(wanted, lambda: _transport(wanted.proxystore_configs))
+
+
+OPERATIONS = {
+    "train": train,
+    "evaluate": evaluate,
+    "progress": progress,
+    "check": check,
+    "rehearse": rehearse,
+}
 
 _transports: dict[str, Transport] = {}
 
@@ -213,6 +219,11 @@ def _load(wanted: EvaluateRequest, received: Tensors) -> nn.Module:
     require_same_layout(model.state_dict(), received)
     model.load_state_dict(received)
     return model.to(devices.choose(wanted.train_configs.device))
+
+
+def _sizes(*sets: Dataset[Any] | None) -> list[int]:
+    """Samples of the sets that will be used."""
+    return [data.count(used) for used in sets if used is not None]
 
 
 def _correction(
@@ -273,11 +284,12 @@ def _metrics(prefix: str, evaluation: trainer.Evaluation) -> dict[str, float]:
 
 
 def _describe(error: Exception) -> dict[str, str]:
-    known = isinstance(error, FederationError)
+    """What the server is told; of a refusal the rule alone, no cause behind it."""
+    refused = isinstance(error, PolicyRefusal)
     return {
         "type": type(error).__name__,
-        "message": str(error) if known else f"{type(error).__name__}: {error}",
-        "traceback": traceback.format_exc(),
+        "message": in_one_line(error),
+        "traceback": "" if refused else traceback.format_exc(),
     }
 
 

@@ -7,6 +7,7 @@ https://arxiv.org/abs/1602.05629, ClientUpdate).
 from __future__ import annotations
 
 import copy
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -78,7 +79,7 @@ def build_model(configs: ModelConfigs) -> nn.Module:
     try:
         model = factory(**configs.model_kwargs)
     except Exception as error:
-        raise TrainingError(f"{name} raised {type(error).__name__}: {error}") from error
+        raise TrainingError(f"{name} raised {site_code.raised(error)}") from error
     if not isinstance(model, nn.Module):
         raise TrainingError(f"{name} is no torch.nn.Module")
     return model
@@ -103,6 +104,23 @@ def warm_model(configs: ModelConfigs) -> nn.Module:
     """
     factory = site_code.load(configs.model_path, configs.model_name)
     return _model.get((factory, configs), lambda: AsBuilt(build_model(configs))).restore()
+
+
+def require_settings(model: nn.Module, configs: TrainConfigs) -> None:
+    """See that everything `configs` names is there and takes its arguments, without training.
+
+    Args:
+        model: A model of the run.
+        configs: Optimizer, loss and learning-rate schedule.
+
+    Raises:
+        TrainingError: Something is unknown, or refuses its arguments.
+    """
+    _loss(configs)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise TrainingError("the model has no parameters to train")
+    _scheduler(_build_optimizer(trainable, configs)[0], configs)
 
 
 def forget() -> None:
@@ -233,7 +251,11 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], configs: TrainConfigs) -> 
 
 
 def _loss(configs: TrainConfigs) -> nn.Module:
-    return cast(nn.Module, _named(nn, "loss_fn", configs.loss_fn)(**configs.loss_fn_kwargs))
+    factory = _named(nn, "loss_fn", configs.loss_fn)
+    try:
+        return cast(nn.Module, factory(**configs.loss_fn_kwargs))
+    except (TypeError, ValueError) as error:
+        raise TrainingError(f"loss_fn_kwargs do not fit {configs.loss_fn}: {error}") from error
 
 
 def _warm_optimizer(model: nn.Module, configs: TrainConfigs) -> torch.optim.Optimizer:
@@ -282,6 +304,14 @@ def _scheduler(
 
 def _named(module: Any, key: str, name: str) -> Any:
     found = getattr(module, name, None)
-    if not isinstance(found, type):
-        raise TrainingError(f"train_configs.{key}: {module.__name__} has no class {name!r}")
-    return found
+    if isinstance(found, type):
+        return found
+    classes = [
+        known
+        for known, value in vars(module).items()
+        if isinstance(value, type) and value.__module__.startswith(module.__name__)
+    ]
+    begun = [known for known in classes if known.startswith(name)]
+    near = begun or difflib.get_close_matches(name, classes, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise TrainingError(f"train_configs.{key}: {module.__name__} has no class {name!r}{hint}")

@@ -16,6 +16,13 @@ class EndpointError(FederationError):
     """A task could not be sent, was refused or lost, or failed at the site."""
 
 
+class EngineError(EndpointError):
+    """The site's engine failed a task: its job was refused, or its worker died.
+
+    The tasks that the engine held beside it have most likely ended with it.
+    """
+
+
 class Endpoints(Protocol):
     """The clients' places, by client."""
 
@@ -44,14 +51,14 @@ class Endpoints(Protocol):
             EndpointError: The service that knows could not be asked.
         """
 
-    def explain(self, error: BaseException) -> str:
-        """What an exception of one of these futures means, in one line.
+    def explain(self, error: BaseException) -> EndpointError:
+        """What an exception of one of these futures means.
 
         Args:
             error: The exception.
 
         Returns:
-            A line for a person.
+            An error with a line for a person; an `EngineError` where the engine had the task.
         """
 
     def session(self) -> str | None:
@@ -86,13 +93,15 @@ def answer_of(future: Future[JSONObject], endpoints: Endpoints) -> JSONObject:
         What the operation returned at the site.
 
     Raises:
-        EndpointError: The task failed, at the site or on its way, with the reason.
+        SiteError: The remote function failed.
+        EngineError: The site's engine failed the task.
+        EndpointError: It failed on its way.
     """
     if future.cancelled():
         raise EndpointError("the task was withdrawn before it was sent")
     error = future.exception()
     if error is not None:
-        raise EndpointError(endpoints.explain(error)) from error
+        raise endpoints.explain(error) from error
     match future.result():
         case {"result": dict(result)}:
             return result

@@ -21,7 +21,7 @@ from globus_compute_sdk.sdk import executor as sdk
 from globus_compute_sdk.serialize import JSONData
 
 from fl.config import Client
-from fl.endpoints.base import EndpointError, JSONObject
+from fl.endpoints.base import EndpointError, EngineError, JSONObject
 from fl.endpoints.serialization import JSONOnly
 
 # The service takes 20 requests in 10 s from a client; the SDK's own, slower default would hold
@@ -50,7 +50,7 @@ class GlobusEndpoints:
         try:
             self._client = ComputeClient()
         except globus_sdk.GlobusError as error:
-            raise EndpointError(explain(error)) from error
+            raise explain(error) from error
 
     def submit(self, client: Client, request: JSONObject) -> Future[JSONObject]:
         """See `Endpoints.submit`."""
@@ -70,14 +70,14 @@ class GlobusEndpoints:
         except globus_sdk.GlobusAPIError as error:
             if error.http_status in (403, 404):
                 return f"endpoint {endpoint_id} is unknown to Globus Compute, or another's"
-            raise EndpointError(explain(error)) from error
+            raise explain(error) from error
         except globus_sdk.GlobusError as error:
-            raise EndpointError(explain(error)) from error
+            raise explain(error) from error
         if status != "online":
             return f"endpoint {endpoint_id} is {status}; is it running? (playbooks/health.yml)"
         return None
 
-    def explain(self, error: BaseException) -> str:
+    def explain(self, error: BaseException) -> EndpointError:
         """See `Endpoints.explain`."""
         return explain(error)
 
@@ -110,9 +110,9 @@ class GlobusEndpoints:
         except globus_sdk.GlobusAPIError as error:
             if error.http_status == 404:  # nothing was ever submitted
                 return {}
-            raise EndpointError(explain(error)) from error
+            raise explain(error) from error
         except globus_sdk.GlobusError as error:
-            raise EndpointError(explain(error)) from error
+            raise explain(error) from error
         return found
 
     def close(self) -> None:
@@ -158,34 +158,35 @@ def _group_of(executor: Executor, first: Future[JSONObject]) -> UUID | None:
     return group
 
 
-def explain(error: BaseException) -> str:
-    """What went wrong between here and a site, in one line.
+def explain(error: BaseException) -> EndpointError:
+    """What went wrong between here and a site.
 
     Args:
         error: An exception of the Globus SDKs.
 
     Returns:
-        A line for a person.
+        An error with a line for a person; an `EngineError` where the site's engine had the task.
     """
     match error:
         case globus_sdk.AuthAPIError():
-            return (
+            return EndpointError(
                 f"Globus refused the client credentials ({error.http_status} "
                 f"{error.code or 'unauthorized'}); check GLOBUS_COMPUTE_CLIENT_ID and "
                 "GLOBUS_COMPUTE_CLIENT_SECRET"
             )
         case globus_sdk.GlobusAPIError(http_status=413):
-            return (
+            return EndpointError(
                 "Globus Compute refused a request of more than 10 MB; set "
                 "comm_configs.proxystore_configs.enable_proxystore"
             )
         case globus_sdk.GlobusAPIError():
-            return f"Globus Compute refused the task ({error.http_status}): {error.message}"
+            refused = f"Globus Compute refused the task ({error.http_status}): {error.message}"
+            return EndpointError(refused)
         case globus_sdk.NetworkError():
-            return f"Globus Compute cannot be reached: {error}"
+            return EndpointError(f"Globus Compute cannot be reached: {error}")
         case TaskExecutionFailed():
-            return f"the task failed at the site: {_last_line(error.remote_data)}"
-    return f"the task was lost ({type(error).__name__}: {error})"
+            return EngineError(f"the task failed at the site: {_last_line(error.remote_data)}")
+    return EndpointError(f"the task was lost ({type(error).__name__}: {error})")
 
 
 def _endpoint_id(client: Client) -> UUID:

@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
 from fl.config import Client
-from fl.endpoints.base import JSONObject
+from fl.endpoints.base import EndpointError, EngineError, JSONObject
 
 
 class LocalEndpoints:
@@ -45,9 +45,9 @@ class LocalEndpoints:
         """See `Endpoints.health`: this machine can always take tasks."""
         return None
 
-    def explain(self, error: BaseException) -> str:
+    def explain(self, error: BaseException) -> EndpointError:
         """See `Endpoints.explain`."""
-        return f"the local process failed ({type(error).__name__}: {error})"
+        return EngineError(f"the local process failed ({type(error).__name__}: {error})")
 
     def session(self) -> None:
         """See `Endpoints.session`: tasks here end with the process that sent them."""

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from fl.config import Client, Federation
-from fl.endpoints.base import Endpoints, JSONObject
+from fl.endpoints.base import EndpointError, Endpoints, JSONObject
 from fl.endpoints.credentials import load_environment
 from fl.endpoints.local import LocalEndpoints
 
@@ -31,10 +31,10 @@ class Places:
         """See `Endpoints.health`."""
         return self._place(client).health(client)
 
-    def explain(self, error: BaseException) -> str:
+    def explain(self, error: BaseException) -> EndpointError:
         """See `Endpoints.explain`."""
         place = self._remote or self._local
-        return place.explain(error) if place else str(error)
+        return place.explain(error) if place else EndpointError(str(error))
 
     def session(self) -> str | None:
         """See `Endpoints.session`."""

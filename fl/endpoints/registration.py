@@ -14,7 +14,6 @@ from typing import Any
 from globus_compute_sdk import Client
 from globus_sdk import GlobusAPIError, GlobusError
 
-from fl.endpoints.base import EndpointError
 from fl.endpoints.globus import explain
 from fl.endpoints.serialization import TASK_NAME, JSONOnly
 
@@ -36,7 +35,7 @@ def register(record: Path, *, check: bool = False) -> dict[str, Any]:
     try:
         return _register(record, check)
     except GlobusError as error:
-        raise EndpointError(explain(error)) from error
+        raise explain(error) from error
 
 
 def _register(record: Path, check: bool) -> dict[str, Any]:

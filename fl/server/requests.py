@@ -49,19 +49,18 @@ def train_request(
         "steps": steps,
         "learning_rate_scale": learning_rate_scale,
         "control_version": control_version,
-        "train_configs": federation.train_configs(client).model_dump(mode="json"),
-        "model_configs": federation.client_configs.model_configs.model_dump(mode="json"),
-        "data_configs": client.data_configs.model_dump(mode="json"),
+        **_experiment(federation, client),
         "proxystore_configs": client.comm_configs.proxystore_configs.model_dump(mode="json"),
     }
 
 
-def check_request(client: Client, model: Ref | None = None) -> dict[str, Any]:
-    """A request to prove the worker's way for models.
+def check_request(client: Client, model: Ref, *, until: float) -> dict[str, Any]:
+    """A request to prove that models move.
 
     Args:
-        client: Who shall check.
-        model: An object of the server's that the worker shall fetch too.
+        client: Who shall prove it.
+        model: What the server put.
+        until: Unix seconds at which nobody waits for the answer any more.
 
     Returns:
         JSON types only.
@@ -69,8 +68,36 @@ def check_request(client: Client, model: Ref | None = None) -> dict[str, Any]:
     return {
         "operation": "check",
         "client_id": client.client_id,
-        "model": None if model is None else model.to_json(),
+        "model": model.to_json(),
         "proxystore_configs": client.comm_configs.proxystore_configs.model_dump(mode="json"),
+        "until": until,
+    }
+
+
+def rehearse_request(
+    federation: Federation, client: Client, model: Ref, *, until: float
+) -> dict[str, Any]:
+    """A request to prove that a site can do its part in a run.
+
+    Args:
+        federation: The configuration.
+        client: Who shall prove it.
+        model: What would be sent in a round.
+        until: As for `check_request`.
+
+    Returns:
+        JSON types only.
+    """
+    request = check_request(client, model, until=until)
+    return {**request, "operation": "rehearse", **_experiment(federation, client)}
+
+
+def _experiment(federation: Federation, client: Client) -> dict[str, Any]:
+    """How a client trains what, and on what."""
+    return {
+        "train_configs": federation.train_configs(client).model_dump(mode="json"),
+        "model_configs": federation.client_configs.model_configs.model_dump(mode="json"),
+        "data_configs": client.data_configs.model_dump(mode="json"),
     }
 
 

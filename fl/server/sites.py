@@ -12,7 +12,8 @@ engine when that died is lost, not redelivered. So no news is never taken for go
 
 An endpoint counts as offline after two checks in a row that say so. Where it is online but a task
 is out for long, another small task looks for the first one's record at the site. If there is none,
-and the answer does not come either, the first one died with its worker.
+and the answer does not come either, the first one died with its worker. If the engine fails the
+second, the first is as lost: should its answer come after all, it is taken.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from functools import partial
 
 from fl.client.budget import BlockEnded
 from fl.config import Client
-from fl.endpoints.base import Endpoints, JSONObject, SiteError, answer_of
+from fl.endpoints.base import Endpoints, EngineError, JSONObject, SiteError, answer_of
 from fl.errors import FederationError
 from fl.server.clock import Clock
 from fl.server.events import Listener, SiteChanged, Warned
@@ -41,10 +42,17 @@ MISSES = 2
 """Checks in a row that must find an endpoint offline: one may fall between two heartbeats."""
 PROBE_SECONDS = 30.0
 """A task that is out for longer, and for twice as long as the site's last, is looked for."""
+DOUBT_SECONDS = 10.0
+"""The same where the task before was lost: an engine whose job is refused takes its user endpoint
+down with it, and now and then the failure that this was about to report."""
 GRACE_SECONDS = 5.0
 """How long the answer may take once its record is gone: a task removes it before it answers."""
 ATTEMPTS = 3
 """Times that a site may lose its task before it gets none until the server's next step."""
+
+PAUSE_SECONDS = 2.0
+"""Before a site that lost its task is asked for another, times its losses: an engine that has just
+failed is still being taken down, and what is sent to it then is lost."""
 
 PASSING = (UnreachableError.__name__, BlockEnded.__name__)
 """Failures at a site that another try may mend: its way for models was interrupted, or its batch
@@ -230,7 +238,8 @@ class Sites:
         site.misses = 0
         site.turn, site.version, site.answered = task.turn, task.version, False
         site.next_check = task.sent + self._check_seconds
-        site.probe_pause = max(PROBE_SECONDS, 2 * (site.last_seconds or 0.0))
+        pause = DOUBT_SECONDS if site.losses else PROBE_SECONDS
+        site.probe_pause = max(pause, 2 * (site.last_seconds or 0.0))
         site.next_probe = task.sent + site.probe_pause
         self._turn(site, State.QUEUED)
         task.future.add_done_callback(lambda _: self._wake(task))
@@ -337,7 +346,7 @@ class Sites:
         """A site's task is gone; it is sent again once a check finds the site online."""
         site.task = None
         site.losses += 1
-        site.next_check = self._clock.now() + 2.0 ** (site.losses - 1) - 1.0
+        site.next_check = self._clock.now() + PAUSE_SECONDS * site.losses
         if site.losses >= ATTEMPTS:
             site.sits_out = True
             self._turn(site, State.READY, str(error))
@@ -408,7 +417,7 @@ class Sites:
             return None
         if site.probe is not None and site.probe.done():
             probe, site.probe = site.probe, None
-            self._found(site, probe, now)
+            return self._found(site, task, probe, now)
         if now >= site.next_probe:
             # One that got no answer may be as lost as what it looked for: another follows, later.
             site.probe_pause *= 2
@@ -416,18 +425,23 @@ class Sites:
             site.probe = self._submit(site, progress_request(site.client, task.job))
         return None
 
-    def _found(self, site: Site, probe: Future[JSONObject], now: float) -> None:
+    def _found(
+        self, site: Site, task: Task, probe: Future[JSONObject], now: float
+    ) -> Arrival | None:
         """What a probe says of the site's task."""
         try:
             found = answer_of(probe, self._endpoints)
+        except EngineError as error:
+            return self._give_up(site, task, str(error))
         except FederationError:
-            return  # it says nothing of the task: a check or the next probe will
+            return None  # it says nothing of the task: a check or the next probe will
         if found.get("recorded") is not True:
-            return
+            return None
         if found.get("alive") is not True:
             site.gone_since = now
         elif site.state is State.QUEUED:
             self._turn(site, State.TRAINING)
+        return None
 
     def _turn(self, site: Site, state: State, reason: str = "") -> None:
         if state is not State.LOST:

@@ -70,12 +70,21 @@ def compute_environment(file: Path) -> None:
             raise ValueError(f"{name} must be a plain value")
 
 
+def policy(file: Path) -> None:
+    """A site's policy, as its tasks read it."""
+    from fl.client.policy import Policy
+    from fl.config import load_section
+
+    load_section(file, Policy)
+
+
 KINDS: Dict[str, Callable[[Path], None]] = {
     "proxystore": proxystore,
     "compute-config": compute_config,
     "compute-template": compute_template,
     "compute-schema": compute_schema,
     "compute-environment": compute_environment,
+    "policy": policy,
 }
 
 

@@ -71,11 +71,6 @@ def test_what_is_no_reference_is_named(site):
     assert "not a reference" in error["message"]
 
 
-def test_check_proves_the_way(site):
-    result = site.result(operation="check")
-    assert {"connect", "round_trip", "get_from_server"} <= set(result["seconds"])
-
-
 # What a round sends back.
 
 

@@ -115,7 +115,7 @@ def test_mixed_precision_trains_close_to_full_precision():
         ({"optim_args": {"learning_rate": 1}}, "do not fit SGD"),
         ({"loss_fn": "CrossEntropy"}, "no class 'CrossEntropy'"),
         ({"device": "cuda:77"}, "is not here"),
-        ({"device": "quantum"}, "is not here"),
+        ({"device": "quantum"}, "none that torch knows"),
         ({"amp": "float16"}, "needs a cuda device"),
         ({"lr_scheduler": "Cosine"}, "lr_scheduler has no class 'Cosine'"),
         ({"lr_scheduler": "StepLR"}, "lr_scheduler_args do not fit StepLR"),

@@ -48,13 +48,15 @@ def play(tmp_path):
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"fl_environment_kind": "conda"}, "must be one of: venv, existing, got: conda"),
+        ({"fl_environment_kind": "pixi"}, "must be one of: venv, conda, existing, got: pixi"),
+        ({"fl_environment_kind": "conda"}, "fl_environment_lock must be a file"),
         ({"fl_proxystore_port": "eighty"}, "fl_proxystore_port"),
         ({"fl_proxystore_relay": "http://relay"}, "must begin with ws:// or wss://"),
         ({"fl_compute_walltime": 3600}, "in quotes, not 3600"),
         ({"fl_client_id": "me"}, "fl_client_id must be the UUID of your Globus application"),
         ({"fl_compute_engine": "cobalt"}, "(local, pbspro, slurm), not cobalt"),
         ({"fl_site_dir": "fl"}, "fl_site_dir must be an absolute path, not fl"),
+        ({"fl_audit_log": "audit"}, "fl_audit_log must be an absolute path or empty"),
         ({"fl_experiment": "/nowhere"}, "fl_experiment must be a folder with an experiment.yml"),
     ],
 )

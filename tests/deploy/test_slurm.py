@@ -145,7 +145,7 @@ def test_a_missing_partition_ends_fl_run_in_the_schedulers_words(deployed):
     assert done.returncode == 1
     assert "hpc: the task failed at the site: sbatch: error: " in done.stderr
     assert "Invalid partition name specified" in done.stderr
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 150  # its user endpoint may lose a failure in its own end
 
 
 def test_a_full_machine_in_the_schedulers_words(deployed):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fl.config import Client, DataConfigs, Federation, ServerConfigs, SharedClientConfigs
+from fl.endpoints.base import EndpointError
 from fl.server import sites
 from fl.server.aggregators import open_aggregator
 from fl.server.checkpoint import Snapshot
@@ -71,7 +72,7 @@ class ScriptedEndpoints:
         return self.down.get(client.client_id)
 
     def explain(self, error):
-        return f"explained {error}"
+        return EndpointError(f"explained {error}")
 
     def session(self):
         return None

@@ -4,7 +4,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from fl.endpoints.base import EndpointError
+from fl.endpoints.base import EndpointError, EngineError
 from fl.errors import FederationError
 from fl.server import sites
 from fl.server.events import SiteChanged, Warned
@@ -58,7 +58,7 @@ class Endpoints:
         return health
 
     def explain(self, error):
-        return str(error)
+        return EngineError(str(error))
 
 
 class World:
@@ -163,7 +163,7 @@ def test_an_answer_that_comes_twice_counts_once(world):
     assert [arrival.repeated for arrival in world.arrivals] == [False, True]
 
 
-def test_a_task_that_fails_on_the_way_is_lost_and_its_site_asked_at_once(world):
+def test_a_task_that_fails_on_the_way_is_lost_and_its_site_asked_soon(world):
     world.send("a").set_exception(RuntimeError("the worker was killed"))
     assert world.pass_time(3) == []
     assert world.changes("a") == ["queued", "lost", "back"]
@@ -235,6 +235,33 @@ def test_an_answer_in_that_time_is_taken(world):
     task.set_result(answer(steps=1))
     world.pass_time(sites.GRACE_SECONDS + 5)
     assert world.changes("a") == ["queued", "ready"]
+
+
+def test_an_engine_that_fails_the_probe_has_lost_the_task_too(world):
+    """A task that was sent to an engine at its end waits for nobody."""
+    world.send("a", job="job-1")
+    world.pass_time(sites.PROBE_SECONDS + 1)
+    world.probes()[0].set_exception(RuntimeError("sbatch: error: Invalid partition"))
+    world.pass_time(1)
+    assert world.changes("a") == ["queued", "lost"]
+    assert world.sites["a"].reason == "sbatch: error: Invalid partition"
+
+
+def test_a_task_after_a_lost_one_is_looked_for_sooner(world):
+    world.send("a").set_exception(RuntimeError("sbatch: error: Invalid partition"))
+    world.pass_time(5)
+    world.send("a", job="again")
+    world.pass_time(sites.DOUBT_SECONDS + 1)
+    assert len(world.probes()) == 1
+
+
+def test_a_probe_that_could_not_be_sent_says_nothing_of_the_task(world):
+    world.send("a", job="job-1")
+    world.pass_time(sites.PROBE_SECONDS + 1)
+    world.probes()[0].set_exception(EndpointError("the service is down"))
+    world.endpoints.explain = lambda error: error
+    world.pass_time(5)
+    assert world.state("a") is State.QUEUED
 
 
 def test_a_site_that_cannot_record_jobs_is_not_taken_for_dead(world):

@@ -1,0 +1,386 @@
+"""What is wrong, before a queue hour is spent: the server, every site, a worker at each.
+
+ProxyStore's own command can succeed on a login node while a compute node, with a proxy in its
+environment, reaches nothing. So the proof runs where training will: inside a Globus Compute task,
+which does everything that a round does, with the model's real size and one step.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, as_completed
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.filesize import decimal
+from torch import nn
+from torch.utils.data import Subset
+
+from fl.client import data, trainer
+from fl.client.check import LEAST_FREE_BYTES, Item, Items, versions
+from fl.config import Client, Federation, Files
+from fl.endpoints.base import Endpoints, JSONObject, answer_of
+from fl.endpoints.places import open_endpoints
+from fl.errors import FederationError, in_one_line
+from fl.remedies import remedy
+from fl.run import held_out, open_steps, prepare_environment, require_training
+from fl.server.clock import Clock, RealClock
+from fl.server.requests import check_request, rehearse_request
+from fl.tensors import Tensors, encode
+from fl.transport import Ref, Transport, open_transport
+
+SERVER = "server"
+
+SKEW_SECONDS = 5.0
+"""How far a worker's clock may be from the server's before logs of both are hard to read."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of the server or of one site.
+
+    Attributes:
+        client_id: The site, or `server`.
+        check: What was checked.
+        ok: Whether a run can do with it.
+        message: What was found.
+        remedy: What to do about it; a check that is ok and has one is a warning.
+        seconds: How long it took.
+    """
+
+    client_id: str
+    check: str
+    ok: bool
+    message: str
+    remedy: str
+    seconds: float
+
+
+def check(files: Files, deadline: float, *, quick: bool = False) -> Iterator[Check]:
+    """Check everything that a run needs, all sites at once.
+
+    Args:
+        files: Where the federation is described.
+        deadline: Seconds that a site may take to answer; a queue's waiting time is part of it.
+        quick: Whether to ask only what needs no worker.
+
+    Yields:
+        The checks, each as soon as it is known.
+
+    Raises:
+        ConfigError: The files cannot be meant.
+        FederationError: An environment file cannot be read.
+    """
+    federation = files.load()
+    prepare_environment(federation, files.server.parent)
+    items = Items()
+    model = _server(items, federation, files.server)
+    with ExitStack() as stack:
+        ways = items.attempt("ways", lambda: _open(federation, model, stack))
+        yield from _of_server(items, federation)
+        if ways is None:
+            return
+        sites = _Sites(federation, ways, deadline, rehearse=model is not None)
+        for client, seen in sites.online():
+            yield seen
+            if seen.ok and not quick:
+                yield from sites.ask(client)
+        yield from sites.answers()
+
+
+def health(files: Files, deadline: float) -> list[Check]:
+    """Check only whether models will reach every site's workers; no model is built for it.
+
+    Args:
+        files: Where the federation is described.
+        deadline: As for `check`.
+
+    Returns:
+        Two checks a site: `endpoint` (does the service see it?) and `worker` (do models reach its
+        workers?).
+
+    Raises:
+        FederationError: The server's own side does not work, so that nothing can be checked.
+    """
+    federation = files.load()
+    prepare_environment(federation, files.server.parent)
+    with ExitStack() as stack:
+        ways, _ = _open(federation, None, stack)
+        sites = _Sites(federation, ways, deadline, rehearse=False)
+        seen: list[Check] = []
+        found: list[Check] = []
+        for client, online in sites.online():
+            seen.append(online)
+            if online.ok:
+                found += sites.ask(client)
+        found += sites.answers()
+    return seen + [
+        _as_one([check for check in found if check.client_id == online.client_id])
+        for online in seen
+        if online.ok
+    ]
+
+
+def _as_one(checks: list[Check]) -> Check:
+    """All that a worker found as one check: the first fault, or what the way took."""
+    for found in checks:
+        if not found.ok:
+            return Check(
+                found.client_id, "worker", False, found.message, found.remedy, found.seconds
+            )
+    timed = [found for found in checks if found.check in ("way", "download", "upload")]
+    took = ", ".join(f"{found.check} {found.seconds:.3f} s" for found in timed)
+    message = f"models reach worker {checks[0].message} ({took})"
+    return Check(checks[0].client_id, "worker", True, message, "", checks[0].seconds)
+
+
+# The server's own side.
+
+
+def _server(items: Items, federation: Federation, file: Path) -> bytes | None:
+    """What the server does itself; returns what it would send, if its model can be built."""
+    configs = federation.server_configs
+    model = items.attempt("model", lambda: _model(federation))
+    encoded = None
+    if model is not None:
+        items.attempt("training", lambda: _training(federation, model, file))
+        weights = model.state_dict()
+        extra = items.attempt("algorithm", lambda: _algorithm(federation, model, file))
+        encoded = encode({**weights, **(extra or {})})
+        if configs.server_validation:
+            items.attempt("held-out set", lambda: _held_out(federation, model))
+    folder, size = Path(configs.logging_output_dirname), len(encoded or b"")
+    items.attempt("run folder", lambda: _run_folder(folder, size))
+    return encoded
+
+
+def _model(federation: Federation) -> tuple[nn.Module, str]:
+    model = trainer.build_model(federation.client_configs.model_configs)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return model, f"{count:,} parameters, {decimal(len(encode(model.state_dict())))}"
+
+
+def _training(federation: Federation, model: nn.Module, file: Path) -> tuple[None, str]:
+    require_training(federation, model, file)
+    configs = federation.client_configs.train_configs
+    return None, f"{configs.trainer}, {configs.optim}, {configs.loss_fn}"
+
+
+def _algorithm(federation: Federation, model: nn.Module, file: Path) -> tuple[Tensors, str]:
+    """Aggregator and scheduler; the value is what is sent besides the model."""
+    aggregator, _ = open_steps(federation, model, file)
+    configs = federation.server_configs
+    extra = aggregator.extra(model.state_dict())
+    return extra, f"{configs.aggregator} under {configs.scheduler}"
+
+
+def _held_out(federation: Federation, model: nn.Module) -> tuple[None, str]:
+    found = held_out(federation)
+    if found is None:
+        return None, "none"
+    dataset, settings = found
+    few = Subset(dataset, range(min(data.count(dataset), settings.val_batch_size)))
+    loss = trainer.evaluate(model, few, settings).loss
+    return None, f"{data.describe(dataset)}; loss before training {loss:.4g}"
+
+
+def _run_folder(folder: Path, size: int) -> tuple[None, str]:
+    """A folder that can be written, with room for what a run leaves: four models."""
+    there = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    if not there.is_dir():
+        raise FederationError(f"{folder}: cannot be made, {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise FederationError(f"{folder}: cannot be written")
+    free = shutil.disk_usage(there).free
+    if free < max(4 * size, LEAST_FREE_BYTES):
+        raise FederationError(f"{folder}: has only {decimal(free)} free")
+    return None, f"{folder}: {decimal(free)} free"
+
+
+@dataclass(frozen=True)
+class _Ways:
+    """How the server reaches sites, and the bytes that they shall fetch."""
+
+    endpoints: Endpoints
+    transport: Transport
+    clock: Clock
+    model: Ref
+
+
+def _open(federation: Federation, model: bytes | None, stack: ExitStack) -> tuple[_Ways, str]:
+    """Open the ways, and put what a round would send, or a few bytes without a model."""
+    if "FL_SITE_STATE" not in os.environ:  # clients on this machine leave nothing behind
+        os.environ["FL_SITE_STATE"] = stack.enter_context(TemporaryDirectory())
+        stack.callback(os.environ.pop, "FL_SITE_STATE")
+    transport = open_transport(federation.server_configs.comm_configs.proxystore_configs)
+    stack.callback(transport.close)
+    ref = transport.put(model or uuid.uuid4().bytes)
+    stack.callback(_evict, transport, ref)
+    endpoints = open_endpoints(federation)
+    stack.callback(endpoints.close)
+    clock = RealClock()
+    stack.callback(clock.close)
+    return _Ways(endpoints, transport, clock, ref), f"models travel by {ref.transport}"
+
+
+def _evict(transport: Transport, ref: Ref) -> None:
+    with suppress(FederationError):  # the check has said already what does not answer
+        transport.evict(ref)
+
+
+def _of_server(items: Items, federation: Federation) -> Iterator[Check]:
+    return _checks(SERVER, items.found, lambda item: remedy(item, None, federation))
+
+
+def _checks(name: str, items: Iterable[Item], heal: Any) -> Iterator[Check]:
+    for item in items:
+        what = "" if item.outcome == "ok" else heal(item)
+        yield Check(name, item.check, item.outcome != "failed", item.message, what, item.seconds)
+
+
+# The sites.
+
+
+class _Sites:
+    """All sites, asked at the same time; one that is silent holds no other up."""
+
+    def __init__(
+        self, federation: Federation, ways: _Ways, deadline: float, *, rehearse: bool
+    ) -> None:
+        self._federation, self._ways = federation, ways
+        self._deadline, self._rehearse = deadline, rehearse
+        self._began = time.monotonic()
+        self._until = time.time() + deadline
+        self._tasks: dict[Future[JSONObject], tuple[Client, float]] = {}
+
+    def online(self) -> Iterator[tuple[Client, Check]]:
+        """Whether the service sees each site's endpoint, as it says so."""
+        asked = {
+            self._ways.clock.call(partial(self._ways.endpoints.health, client)): client
+            for client in self._federation.clients
+        }
+        for answer in self._as_they_come(asked):
+            client = asked.pop(answer)
+            try:
+                down = answer.result()
+            except FederationError as error:
+                down = str(error)
+            yield client, self._check(client, "endpoint", down, "online")
+        for client in asked.values():
+            silent = f"the service did not answer within {self._deadline:g} s"
+            yield client, self._check(client, "endpoint", silent, "")
+
+    def ask(self, client: Client) -> Iterator[Check]:
+        """Send a site its task; yields a failed check if that is refused at once."""
+        model, until = self._ways.model, self._until
+        request = (
+            rehearse_request(self._federation, client, model, until=until)
+            if self._rehearse
+            else check_request(client, model, until=until)
+        )
+        sent = time.time()
+        try:
+            self._tasks[self._ways.endpoints.submit(client, request)] = (client, sent)
+        except FederationError as error:
+            yield self._check(client, "worker", str(error), "")
+
+    def answers(self) -> Iterator[Check]:
+        """What the workers found, each site's as it answers."""
+        for task in self._as_they_come(self._tasks):
+            client, sent = self._tasks.pop(task)
+            yield from self._answer(client, task, sent)
+        for client, _ in self._tasks.values():
+            silent = f"no worker answered within {self._deadline:g} s"
+            yield self._check(client, "worker", silent, "")
+
+    def _as_they_come(self, futures: Iterable[Future[Any]]) -> Iterator[Future[Any]]:
+        """Those that are done before the deadline."""
+        left = self._deadline - (time.monotonic() - self._began)
+        with suppress(TimeoutError):
+            yield from as_completed(list(futures), timeout=max(left, 0))
+
+    def _answer(self, client: Client, task: Future[JSONObject], sent: float) -> Iterator[Check]:
+        try:
+            found = answer_of(task, self._ways.endpoints)
+            items = [Item(**item) for item in found["items"]]
+            host, theirs = str(found["host"]), dict(found["versions"])
+            began, ended = (float(moment) for moment in found["clock"])
+        except FederationError as error:
+            yield self._check(client, "worker", str(error), "")
+            return
+        except (KeyError, TypeError, ValueError):
+            yield self._check(client, "worker", "it answers as another version of fl would", "")
+            return
+        yield self._check(client, "worker", None, host)
+        items = [_versions(theirs), _skew(sent, began, ended, time.time()), *items]
+        yield from _checks(
+            client.client_id,
+            map(partial(self._fetched, found.get("sent")), items),
+            lambda item: remedy(item, client, self._federation),
+        )
+
+    def _fetched(self, sent: Any, item: Item) -> Item:
+        """An upload is one when the server has it."""
+        if item.check != "upload" or item.outcome == "failed":
+            return item
+        started = time.perf_counter()
+        try:
+            ref = Ref.from_json(sent)
+            try:
+                size = len(self._ways.transport.get(ref))
+            finally:
+                _evict(self._ways.transport, ref)
+        except FederationError as error:
+            return Item("upload", "failed", f"to the server: {in_one_line(error)}", item.seconds)
+        took = item.seconds + time.perf_counter() - started
+        return Item("upload", "ok", f"{decimal(size)} to the server", took)
+
+    def _check(self, client: Client, what: str, fault: str | None, fine: str) -> Check:
+        seconds = time.monotonic() - self._began
+        item = Item(what, "failed" if fault else "ok", fault or fine, seconds)
+        return next(
+            _checks(client.client_id, [item], lambda it: remedy(it, client, self._federation))
+        )
+
+
+def _versions(theirs: dict[str, str]) -> Item:
+    """A site's versions beside the server's: only another `fl` may not understand requests."""
+    ours = versions()
+    others = [
+        f"{name} {theirs.get(name, 'missing')} (server: {version})"
+        for name, version in ours.items()
+        if theirs.get(name) != version
+    ]
+    if not others:
+        return Item("versions", "ok", "the server's: " + _named(ours), 0.0)
+    outcome = "warning" if theirs.get("fl-hpc") == ours["fl-hpc"] else "failed"
+    return Item("versions", outcome, ", ".join(others), 0.0)
+
+
+def _named(found: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in found.items())
+
+
+def _skew(sent: float, began: float, ended: float, received: float) -> Item:
+    """How far a worker's clock must at least be from ours: its task lies between two of our looks.
+
+    Args:
+        sent: When the server sent the task, in its Unix seconds.
+        began: When the worker began it, in the worker's.
+        ended: When the worker ended it, in the worker's.
+        received: When the server had the answer, in its own.
+    """
+    behind, ahead = sent - began, ended - received
+    off = max(behind, ahead)
+    if off <= SKEW_SECONDS:
+        return Item("clock", "ok", "agrees with the server's", 0.0)
+    direction = "behind" if behind > ahead else "ahead of"
+    return Item("clock", "warning", f"{off:.0f} s or more {direction} the server's", 0.0)

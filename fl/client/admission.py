@@ -1,0 +1,177 @@
+"""Whether a task may begin, and the lines that it leaves in the site's audit log.
+
+A task is let in, or refused, before anything of the site is opened, and a line says which. When it
+ends, another line says what leaves. Where no line can be written, nothing is done.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fl.client import site_code
+from fl.client.audit import AuditLog, open_log
+from fl.client.policy import Code, Policy, PolicyRefusal, site_policy
+from fl.client.request import EvaluateRequest, RehearseRequest, TrainRequest, read
+from fl.config import DataConfigs, ModelConfigs
+
+OPENS_DATA: dict[str, type[EvaluateRequest]] = {
+    "train": TrainRequest,
+    "evaluate": EvaluateRequest,
+    "rehearse": RehearseRequest,
+}
+"""The operations that a policy is about. The others touch no data of the site's."""
+EVALUATION = ("val_accuracy", "val_loss")
+"""What an evaluation answers with, by the names that training has for it."""
+DAY_SECONDS = 24 * 3600.0
+TEXT = 200
+"""Characters of a server's that a line takes up at most."""
+
+
+class Task:
+    """A task that was let in.
+
+    Args:
+        request: What the server asked for: anything.
+    """
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+        self._file = os.environ.get("FL_SITE_AUDIT")
+        self._facts = {"task": uuid.uuid4().hex[:12], **_named(request)}
+
+    def begin(self) -> None:
+        """Refuse the task, or let it in.
+
+        Raises:
+            PolicyRefusal: The policy does not allow it.
+            FederationError: It is not understood, names code that is not here, or no line can be
+                written.
+        """
+        try:
+            policy = site_policy()
+            code = _examine(policy, self._request)
+        except Exception as error:
+            self.refuse(error)
+            raise
+        self._facts |= code
+        self._admit(policy)
+
+    def refuse(self, error: Exception) -> None:
+        """Note that the task is refused, for its owner's eyes with the cause."""
+        rule = error.rule if isinstance(error, PolicyRefusal) else "request"
+        cause = error.__cause__ if rule == "policy" else error
+        self.note("refused", rule=rule, reason=_text(str(cause)))
+
+    def note(self, event: str, **facts: Any) -> None:
+        """Write a line, where the site keeps a log."""
+        if self._file:
+            with open_log(Path(self._file)) as log:
+                log.append({"event": event, **self._facts, **facts})
+
+    def ended(self, result: dict[str, Any]) -> None:
+        """Note what leaves."""
+        update = result.get("update", {}).get("sha256")
+        leaving = [*result.get("metrics", ()), *({"loss", "accuracy"} & result.keys())]
+        facts = {"update": update, "num_samples": result.get("num_samples"), "metrics": leaving}
+        self.note("ended", **{name: value for name, value in facts.items() if value})
+
+    def _admit(self, policy: Policy) -> None:
+        """Count and write under one lock, or two workers would both be the last of the day."""
+        limit = policy.max_tasks_per_day if self._facts["operation"] in OPENS_DATA else None
+        if not self._file:
+            if limit is not None:
+                raise PolicyRefusal("max_tasks_per_day", "this site keeps no log to count in")
+            return
+        with open_log(Path(self._file)) as log:
+            if limit is None or _admitted_today(log) < limit:
+                log.append({"event": "admitted", **self._facts})
+                return
+        refusal = PolicyRefusal("max_tasks_per_day", f"{limit} at most")
+        self.refuse(refusal)
+        raise refusal
+
+
+@contextmanager
+def admitted(request: Any) -> Iterator[Task]:
+    """Let a task in, and note how it ends.
+
+    Args:
+        request: What the server asked for: anything.
+
+    Yields:
+        The task, whose `ended` is told what leaves.
+
+    Raises:
+        PolicyRefusal: The site's policy does not allow it.
+        FederationError: It is not understood, names code that is not here, or no line can be
+            written.
+    """
+    task = Task(request)
+    task.begin()
+    try:
+        yield task
+    except PolicyRefusal as refusal:
+        task.refuse(refusal)
+        raise
+    except Exception as error:
+        task.note("failed", error=type(error).__name__)
+        raise
+
+
+def _examine(policy: Policy, request: Any) -> dict[str, Any]:
+    """Hold a request against every rule that needs no data; returns what code it will run."""
+    operation = request["operation"]
+    if operation not in OPENS_DATA:
+        return {}
+    wanted = read(OPENS_DATA[operation], request)
+    model, loader = _model(wanted.model_configs), _loader(wanted.data_configs)
+    policy.require_code("models", model)
+    policy.require_code("loaders", loader)
+    if isinstance(wanted, TrainRequest):
+        policy.require_round(wanted.round)
+    elif operation == "evaluate":
+        policy.require_metrics(EVALUATION)
+    return {"model": _line(model), "loader": _line(loader)}
+
+
+def _model(configs: ModelConfigs) -> Code:
+    path, sha256 = site_code.identify(configs.model_path)
+    return Code(path, configs.model_name, configs.model_kwargs, sha256)
+
+
+def _loader(configs: DataConfigs) -> Code:
+    path, sha256 = site_code.identify(configs.dataset_path)
+    return Code(path, configs.dataset_name, configs.dataset_kwargs, sha256)
+
+
+def _line(code: Code) -> dict[str, Any]:
+    arguments = _text(repr(dict(code.kwargs)))
+    return {"path": code.path, "name": _text(code.name), "sha256": code.sha256, "kwargs": arguments}
+
+
+def _named(request: Any) -> dict[str, Any]:
+    """Whose task it is, by the server's own names."""
+    names = ("operation", "client_id", "run_id", "round", "job")
+    given = request if isinstance(request, dict) else {}
+    facts = {name: given.get(name) for name in names}
+    return {
+        name: value if isinstance(value, int) and abs(value) < 2**53 else _text(str(value))
+        for name, value in facts.items()
+        if value is not None or name == "operation"
+    }
+
+
+def _text(text: str) -> str:
+    return text[:TEXT]
+
+
+def _admitted_today(log: AuditLog) -> int:
+    return sum(
+        record.get("event") == "admitted" and record.get("operation") in OPENS_DATA
+        for record in log.since(DAY_SECONDS)
+    )

@@ -1,0 +1,236 @@
+"""What a worker proves before a run, each item by doing it.
+
+A login node can have what a compute node has not, so everything is tried where training will be:
+the way for models with one of the real size, the device, the model, the data, a step.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, TypeVar
+
+import torch
+from rich.filesize import decimal
+from torch import nn
+from torch.utils.data import Subset
+
+from fl.client import control, data, devices, site_state, trainer
+from fl.client.policy import Policy, site_policy
+from fl.client.request import CheckRequest, RehearseRequest, RequestError
+from fl.client.warm import seed_all
+from fl.config import TrainConfigs
+from fl.errors import FederationError, in_one_line
+from fl.tensors import Tensors, decode, require_same_layout
+from fl.transport import Ref, Transport
+
+Value = TypeVar("Value")
+
+PACKAGES = ("fl-hpc", "torch", "globus-compute-sdk", "parsl", "dill", "proxystore", "numpy")
+"""Packages whose versions server and sites compare."""
+
+LEAST_FREE_BYTES = 100_000_000
+"""Free space that a site's state folder should have, whatever the model's size."""
+
+
+class Doubt(FederationError):  # noqa: N818  (a doubt, no error)
+    """Nothing fails by it, but somebody should know."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that was tried.
+
+    Attributes:
+        check: What.
+        outcome: `ok`, `warning` or `failed`.
+        message: What was found, in one line.
+        seconds: How long it took.
+    """
+
+    check: str
+    outcome: str
+    message: str
+    seconds: float
+
+
+class Items:
+    """What was tried, in order; a fault of one item keeps no other from being tried."""
+
+    def __init__(self) -> None:
+        self.found: list[Item] = []
+
+    def attempt(self, check: str, act: Callable[[], tuple[Value, str]]) -> Value | None:
+        """Try something.
+
+        Args:
+            check: What.
+            act: Does it; returns its value and what to say of it, or raises.
+
+        Returns:
+            The value, or None if it raised.
+        """
+        started = time.perf_counter()
+        value: Value | None = None
+        try:
+            value, message = act()
+            outcome = "ok"
+        except Doubt as doubt:
+            outcome, message = "warning", str(doubt)
+        except Exception as error:
+            outcome, message = "failed", in_one_line(error)
+        self.found.append(Item(check, outcome, message, time.perf_counter() - started))
+        return value
+
+
+def prove(
+    wanted: CheckRequest | RehearseRequest, connect: Callable[[], Transport]
+) -> dict[str, Any]:
+    """Try the way for models, and at a rehearsal everything else that a round would do here.
+
+    Args:
+        wanted: The request.
+        connect: Opens the client's way for models.
+
+    Returns:
+        `host`; `versions`; `clock`, this machine's Unix seconds at start and end; `items`, as
+        `Item`; and `sent`, a Ref to as many bytes as came, for the server to fetch and evict, or
+        None.
+
+    Raises:
+        RequestError: The server has stopped waiting.
+    """
+    began = time.time()
+    if began > wanted.until:
+        raise RequestError(
+            f"the server stopped waiting {began - wanted.until:.0f} s ago by this worker's clock"
+        )
+    items = Items()
+    received, sent = _travel(items, wanted, connect)
+    if isinstance(wanted, RehearseRequest) and received is not None:
+        _rehearse(items, wanted, received)
+    return {
+        "host": socket.gethostname(),
+        "versions": versions(),
+        "clock": [began, time.time()],
+        "items": [asdict(item) for item in items.found],
+        "sent": None if sent is None else sent.to_json(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that server and sites compare, as they are here."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "missing"
+    return found
+
+
+def _travel(
+    items: Items, wanted: CheckRequest | RehearseRequest, connect: Callable[[], Transport]
+) -> tuple[bytes | None, Ref | None]:
+    """The server's bytes to here, and as many of this site's to where it can fetch them."""
+    by = "proxystore" if wanted.proxystore_configs.enable_proxystore else "inline"
+    way = items.attempt("way", lambda: (connect(), f"models travel by {by}"))
+    if way is None:
+        return None, None
+    ref = Ref.from_json(wanted.model)
+
+    def receive() -> tuple[bytes, str]:
+        return way.get(ref), f"{decimal(ref.size)} from the server"
+
+    received = items.attempt("download", receive)
+    if received is None:
+        return None, None
+
+    def send() -> tuple[Ref, str]:
+        return way.put(received), f"{decimal(ref.size)} put here"
+
+    return received, items.attempt("upload", send)
+
+
+def _rehearse(items: Items, wanted: RehearseRequest, received: bytes) -> None:
+    """What a round does between the two ways."""
+    configs, policy = wanted.train_configs, site_policy()
+    items.attempt("disk", lambda: _disk(len(received)))
+    device = items.attempt("device", lambda: _device(configs.device))
+    model = items.attempt("model", lambda: _model(wanted, decode(received)))
+    sets = items.attempt("data", lambda: _data(wanted, policy))
+    try:
+        if device is not None and model is not None and sets is not None:
+            items.attempt("step", lambda: _step(model, sets, configs, policy))
+            if configs.do_validation or configs.do_pre_validation:
+                items.attempt("validation", lambda: _validation(model, sets, configs, policy))
+    finally:
+        trainer.forget()  # this model was trained, if only a little
+
+
+def _disk(model_bytes: int) -> tuple[None, str]:
+    folder = site_state.folder()
+    if not site_state.is_writable("jobs"):
+        raise Doubt(
+            f"{folder} cannot be written: that a task was lost will be seen late, and SCAFFOLD "
+            "cannot be run"
+        )
+    free = shutil.disk_usage(folder).free
+    # SCAFFOLD's control of this round and of the last one, each once more while it is written.
+    needed = max(4 * model_bytes, LEAST_FREE_BYTES)
+    if free < needed:
+        raise FederationError(f"{decimal(free)} free in {folder}, {decimal(needed)} may be needed")
+    return None, f"{decimal(free)} free in {folder}"
+
+
+def _device(name: str) -> tuple[torch.device, str]:
+    device = devices.choose(name)
+    if device.type != "cuda":
+        return device, str(device)
+    properties = torch.cuda.get_device_properties(device)
+    return device, f"{device} ({properties.name}, {decimal(properties.total_memory)})"
+
+
+def _model(wanted: RehearseRequest, received: Tensors) -> tuple[nn.Module, str]:
+    model = trainer.build_model(wanted.model_configs)
+    weights, _ = control.split(received)
+    require_same_layout(model.state_dict(), weights)
+    model.load_state_dict(weights)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return model, f"{count:,} parameters, of the server's names, shapes and types"
+
+
+def _data(wanted: RehearseRequest, policy: Policy) -> tuple[data.Sets, str]:
+    sets = data.datasets(wanted.data_configs)
+    sizes = [data.count(found) for found in sets if found is not None]
+    policy.require_samples(sizes)
+    # Where a policy says which numbers may leave, nothing is told that a round would not tell.
+    what = data.describe(sets[0]) if policy.metrics is None else f"{sizes[0]:,} samples"
+    return sets, f"{what}; {sum(sizes[1:]):,} to validate on"
+
+
+def _step(
+    model: nn.Module, sets: data.Sets, configs: TrainConfigs, policy: Policy
+) -> tuple[None, str]:
+    training = trainer.train(model, sets[0], configs, seed=0, steps=1)
+    return None, f"one step of training{_loss(policy, 'train_loss', training.loss)}"
+
+
+def _loss(policy: Policy, name: str, value: float) -> str:
+    return "".join(f", loss {loss:.4g}" for loss in policy.released({name: value}).values())
+
+
+def _validation(
+    model: nn.Module, sets: data.Sets, configs: TrainConfigs, policy: Policy
+) -> tuple[None, str]:
+    if sets[1] is None:
+        raise Doubt("the loader returns no validation set, so this site validates nothing")
+    seed_all(0)
+    few = Subset(sets[1], range(min(data.count(sets[1]), configs.val_batch_size)))
+    found = trainer.evaluate(model, few, configs)
+    return None, f"one minibatch{_loss(policy, 'val_loss', found.loss)}"

@@ -1,0 +1,176 @@
+"""What a site lets a server do: the rules of its owner's site-policy.yaml.
+
+The server chooses what it asks for; the site chooses what it does. A rule that is not written
+leaves things as they are without a policy: any file of the site's own `site_code` folder may be
+named, and nothing is counted.
+
+Nothing heavy may be imported here: the play checks a policy with this schema on login nodes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field
+
+from fl.config import Arguments, ConfigError, PositiveInt, Section, load_section
+from fl.errors import FederationError
+
+Value = TypeVar("Value")
+
+
+class PolicyRefusal(FederationError):  # noqa: N818  (a refusal, and named so in answers)
+    """The site's policy does not allow what the server asked for.
+
+    Attributes:
+        rule: Name of the rule; the message says no more of the site than that.
+    """
+
+    def __init__(self, rule: str, reason: str) -> None:
+        super().__init__(f"this site's policy refuses the task: {rule}: {reason}")
+        self.rule = rule
+
+
+@dataclass(frozen=True)
+class Code:
+    """A function or class that a request names, and what that is at this site.
+
+    Attributes:
+        path: Its file, relative to `site_code`, links followed.
+        name: Its name there.
+        kwargs: The arguments that the server gives it.
+        sha256: The file's digest, in hex.
+    """
+
+    path: str
+    name: str
+    kwargs: Mapping[str, Any]
+    sha256: str
+
+
+class AllowedCode(Section):
+    """A function or class that the site's owner lets servers use."""
+
+    path: str
+    """Its file, relative to `site_code`."""
+    name: str
+    """Its name there."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """What `sha256sum` says of the file: once it differs, it is not run. Absent: any."""
+    kwargs: Arguments | None = None
+    """The only arguments that a server may give it. Absent: any."""
+
+
+class Policy(Section):
+    """site-policy.yaml; an absent rule allows everything."""
+
+    experiments: list[str] | None = None
+    """Folders of `site_code` that models and loaders may be taken from."""
+    models: list[AllowedCode] | None = None
+    """Models that may be trained."""
+    loaders: list[AllowedCode] | None = None
+    """Loaders that may be run: each is a way to data."""
+    min_samples: PositiveInt = 1
+    """Samples that a data set has at least, or nothing is trained or evaluated on it."""
+    max_rounds: PositiveInt | None = None
+    """The last round of a run that is trained here, as the server counts."""
+    max_tasks_per_day: PositiveInt | None = None
+    """Tasks that may open data in any 24 hours, whoever sent them; counted in the audit log."""
+    metrics: list[str] | None = None
+    """Names of metrics that may leave; others are left out of answers."""
+
+    def require_code(self, rule: Literal["models", "loaders"], code: Code) -> None:
+        """Refuse a model or loader that is not among the allowed.
+
+        Args:
+            rule: What it is to be used as.
+            code: What the server named.
+
+        Raises:
+            PolicyRefusal: Its experiment, name, file or arguments are not allowed.
+        """
+        folder = PurePosixPath(code.path).parent.parts[:1]
+        if self.experiments is not None and not set(folder) & set(self.experiments):
+            raise PolicyRefusal("experiments", f"{code.path} is of none that its owner lists")
+        allowed: list[AllowedCode] | None = getattr(self, rule)
+        if allowed is None:
+            return
+        named = [entry for entry in allowed if (entry.path, entry.name) == (code.path, code.name)]
+        if not named:
+            raise PolicyRefusal(rule, f"{code.path}: {code.name} is not listed")
+        same = [entry for entry in named if entry.sha256 in (None, code.sha256)]
+        if not same:
+            raise PolicyRefusal(rule, f"{code.path} is not the file that was listed (sha256)")
+        if not any(entry.kwargs in (None, code.kwargs) for entry in same):
+            raise PolicyRefusal(rule, f"{code.path}: {code.name} is not listed with such arguments")
+
+    def require_round(self, number: int) -> None:
+        """Refuse a round after the last that is allowed.
+
+        Args:
+            number: The round, from 1, as the server counts.
+
+        Raises:
+            PolicyRefusal: It is beyond `max_rounds`.
+        """
+        if self.max_rounds is not None and number > self.max_rounds:
+            raise PolicyRefusal("max_rounds", f"{self.max_rounds} at most")
+
+    def require_samples(self, sizes: Iterable[int]) -> None:
+        """Refuse data sets that are too small to hide a person in; how small is not told.
+
+        Args:
+            sizes: Samples of each set that will be used.
+
+        Raises:
+            PolicyRefusal: One has fewer than `min_samples`.
+        """
+        if any(size < self.min_samples for size in sizes):
+            raise PolicyRefusal("min_samples", f"{self.min_samples} at least")
+
+    def require_metrics(self, names: Iterable[str]) -> None:
+        """Refuse a task that is of no use without metrics that may not leave.
+
+        Args:
+            names: The metrics.
+
+        Raises:
+            PolicyRefusal: One is not listed.
+        """
+        if self.metrics is not None and not set(names) <= set(self.metrics):
+            raise PolicyRefusal("metrics", f"{', '.join(sorted(names))} may not leave")
+
+    def released(self, metrics: Mapping[str, Value]) -> dict[str, Value]:
+        """The metrics that may leave.
+
+        Args:
+            metrics: All that there are, by name.
+
+        Returns:
+            Those that are listed.
+        """
+        listed = self.metrics
+        return {n: value for n, value in metrics.items() if listed is None or n in listed}
+
+
+def site_policy() -> Policy:
+    """The policy in the file that `FL_SITE_POLICY` names, read anew: an edit counts at once.
+
+    Returns:
+        The site's policy; one that allows everything where the variable is not set.
+
+    Raises:
+        PolicyRefusal: The file is missing or is no policy. The owner finds the reason in the audit
+            log, the server does not.
+    """
+    named = os.environ.get("FL_SITE_POLICY")
+    if not named:
+        return Policy()
+    try:
+        return load_section(Path(named), Policy)
+    except ConfigError as error:
+        raise PolicyRefusal("policy", "the site's policy cannot be read by its tasks") from error

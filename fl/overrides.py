@@ -1,0 +1,64 @@
+"""`--set KEY=VALUE`: what one run changes in its files, laid over them before validation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+
+def override(content: Any, text: str) -> None:
+    """Lay one KEY=VALUE over a file's content, in place.
+
+    Args:
+        content: What the file's YAML says; what is no mapping is left for validation to refuse.
+        text: Keys joined by dots, `=`, and a value in YAML. A place in a list is given by its
+            number from 0, or by a client's `client_id`. Mappings that are not there are made.
+
+    Raises:
+        ValueError: It is no KEY=VALUE, the value is no YAML, or the key leads through something
+            that holds no keys; the message says which.
+    """
+    key, separator, value = text.partition("=")
+    *path, last = key.split(".")
+    if not separator or not all([*path, last]):
+        raise ValueError("should be KEY=VALUE, such as server_configs.num_global_epochs=20")
+    try:
+        new = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the value is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        return
+    place: Any = content
+    for part in path:
+        place = _step(place, part)
+    match place:
+        case dict():
+            place[last] = new
+        case list():
+            place[_index(place, last)] = new
+
+
+def _step(place: Any, part: str) -> Any:
+    """What a key leads to."""
+    match place:
+        case dict():
+            if place.get(part) is None:
+                place[part] = {}
+            found = place[part]
+        case list():
+            found = place[_index(place, part)]
+    if not isinstance(found, dict | list):
+        raise ValueError(f"{part} holds {found!r}, which has no keys")
+    return found
+
+
+def _index(items: list[Any], part: str) -> int:
+    """A place in a list, by its number or by its client's id."""
+    names = [item.get("client_id") if isinstance(item, dict) else None for item in items]
+    if part in names:
+        return names.index(part)
+    if part.isdecimal() and int(part) < len(items):
+        return int(part)
+    known = ", ".join(str(name) for name in names if name is not None)
+    raise ValueError(f"{part} is none of the {len(items)} that are listed ({known})")

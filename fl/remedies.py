@@ -1,0 +1,115 @@
+"""What to do about each fault that a check can find: a command where one helps."""
+
+from __future__ import annotations
+
+from fl.client.check import Item
+from fl.client.site_code import site_code_folder
+from fl.config import Client, Federation
+
+
+def remedy(item: Item, client: Client | None, federation: Federation) -> str:
+    """What to do about a fault.
+
+    Args:
+        item: What failed, or what there is a doubt about.
+        client: The site, or None for the server.
+        federation: The configuration.
+
+    Returns:
+        A line for a person.
+    """
+    if client is None:
+        return _at_the_server(item, federation)
+    if item.check in ("way", "download", "upload"):
+        return _way(item.message)
+    return _at_a_site(item, client, federation)
+
+
+def _at_the_server(item: Item, federation: Federation) -> str:
+    match item.check:
+        case "model" | "held-out set" if "code folder" in item.message:
+            return "point FL_SITE_CODE to the folder that the files' paths begin in"
+        case "model":
+            file = site_code_folder() / federation.client_configs.model_configs.model_path
+            return f"put it right in {file}, or what client_configs.model_configs says of it"
+        case "held-out set":
+            return (
+                f"put it right in {site_code_folder()}, or what server_configs.data_configs says; "
+                "or leave out server_validation"
+            )
+        case "run folder":
+            return "another one: --set server_configs.logging_output_dirname=FOLDER"
+        case "ways":
+            return _way(item.message)
+    return "put the key right that the message names, or try another value by --set KEY=VALUE"
+
+
+def _way(message: str) -> str:
+    if "no ProxyStore endpoint" in message:
+        return (
+            "is its login node's ProxyStore endpoint up (ansible-playbook "
+            "playbooks/proxystore.yml), and does a proxy stand before it (fl_proxy: unset)?"
+        )
+    if "max_object_size" in message:
+        return "raise fl_proxystore_max_object_size, then ansible-playbook playbooks/proxystore.yml"
+    if "ProxyStore" in message:
+        return (
+            "the endpoints do not reach each other: are the relay and both of them up? "
+            "(ansible-playbook playbooks/health.yml)"
+        )
+    if "too large" in message:
+        return "deploy with ProxyStore endpoints, which take models of any size"
+    return "see the message, and the endpoint's log on its login node"
+
+
+def _at_a_site(item: Item, client: Client, federation: Federation) -> str:
+    name = client.client_id
+    only = f"-i INVENTORY --limit {name}"
+    key = f"clients.{name}"
+    match item.check:
+        case "endpoint":
+            return f"start it: ansible-playbook playbooks/restart.yml {only}"
+        case "worker":
+            return (
+                "is the job waiting in the queue, or refused? ansible-playbook "
+                f"playbooks/health.yml {only} asks its scheduler; else see the endpoint's log there"
+            )
+        case "versions":
+            return f"ansible-playbook playbooks/upgrade.yml {only}"
+        case "clock":
+            return "chronyc tracking, on that machine, says why"
+        case "disk":
+            return "make room there, or point FL_SITE_STATE in its environment to another folder"
+        case "device":
+            return (
+                f"--set {key}.train_configs.device=auto, or a queue whose nodes have it "
+                "(fl_compute_queue)"
+            )
+        case "model":
+            return _code(client, federation.client_configs.model_configs.model_path)
+        case "data":
+            return (
+                f"{_code(client, client.data_configs.dataset_path)}, or what {key}.data_configs "
+                "says of it"
+            )
+        case "validation" if "returns no validation set" in item.message:
+            return "return one as the loader's second value, or leave out do_validation"
+        case "step" | "validation" if (
+            "out of memory" in item.message or "train_batch_size" in item.message
+        ):
+            return f"--set {key}.train_configs.train_batch_size=NUMBER, a smaller one"
+    return (
+        "do the loader's samples and classes fit the model's inputs and outputs? "
+        f"--set client_configs.model_configs.model_kwargs=..., --set {key}.data_configs"
+        ".dataset_kwargs=..."
+    )
+
+
+def _code(client: Client, path: str) -> str:
+    name = client.client_id
+    if client.endpoint_id == "local":
+        return f"put it right in {site_code_folder() / path}"
+    return (
+        f"put it right in {path} in the site's site_code folder (the experiment's own files get "
+        f"there by ansible-playbook playbooks/environment.yml -i INVENTORY --limit {name})"
+    )

@@ -1,0 +1,294 @@
+"""A site's policy against what a server may ask, and what the audit log says of it."""
+
+import json
+import multiprocessing
+
+import pytest
+import yaml
+
+from fl.client import admission, site_code
+from fl.client.audit import open_log, verify
+from fl.client.policy import PolicyRefusal
+from fl.client.request import RequestError
+
+LOADER = {"path": "data.py", "name": "load"}
+NET = {"path": "model.py", "name": "Net"}
+
+
+@pytest.fixture
+def log(tmp_path, monkeypatch):
+    """The site's audit log."""
+    file = tmp_path / "audit.jsonl"
+    monkeypatch.setenv("FL_SITE_AUDIT", str(file))
+    return file
+
+
+@pytest.fixture
+def owner(tmp_path, monkeypatch, log):
+    """Writes the site's policy."""
+    file = tmp_path / "site-policy.yaml"
+    monkeypatch.setenv("FL_SITE_POLICY", str(file))
+
+    def write(**rules):
+        file.write_text(yaml.safe_dump(rules))
+
+    return write
+
+
+def records(log):
+    verify(log)
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def touched_data(site):
+    """Whether the loader was imported: it counts its calls from then on."""
+    return any(
+        getattr(module, "calls", None)
+        for name, module in site_code.sys.modules.items()
+        if name.startswith("fl_site_code_")
+        and (getattr(module, "__file__", None) or "").startswith(str(site.code))
+    )
+
+
+def sha256(site, name):
+    return site_code.digest((site.code / name).read_bytes())
+
+
+OTHER = "0" * 64
+EVALUATE = {"operation": "evaluate"}
+
+
+@pytest.mark.parametrize(
+    ("rules", "asked", "expected"),
+    [
+        ({"experiments": ["digits"]}, {}, "experiments: model.py"),
+        ({"models": []}, {}, "models: model.py: Net is not listed"),
+        ({"models": [NET | {"name": "Linear"}]}, {}, "models: model.py: Net is not listed"),
+        ({"models": [NET | {"sha256": OTHER}]}, {}, "models: model.py is not the file"),
+        ({"loaders": []}, {}, "loaders: data.py: load is not listed"),
+        ({"loaders": [LOADER | {"sha256": OTHER}]}, {}, "loaders: data.py is not the file"),
+        (
+            {"loaders": [LOADER | {"kwargs": {"n": 32}}]},
+            {"data": ("load", {"n": 31})},
+            "loaders: data.py: load is not listed with such arguments",
+        ),
+        ({"max_rounds": 3}, {"round": 4}, "max_rounds: 3 at most"),
+        ({"metrics": ["val_loss"]}, EVALUATE, "metrics: val_accuracy, val_loss may not leave"),
+    ],
+)
+def test_each_rule_refuses_before_any_data_is_opened(site, owner, log, rules, asked, expected):
+    owner(**rules)
+    error = site.answer(**asked)["error"]
+    assert error["type"] == "PolicyRefusal"
+    assert error["message"].startswith(f"this site's policy refuses the task: {expected}")
+    assert error["traceback"] == ""
+    assert not touched_data(site)
+    (refused,) = records(log)
+    assert (refused["event"], refused["rule"]) == ("refused", expected.split(":")[0])
+    owner()
+    assert "result" in site.answer(**asked)  # the rule it was, and nothing else
+    assert touched_data(site)
+
+
+def test_what_the_owner_lists_is_let_in(site, owner):
+    (site.code / "digits").mkdir()
+    for name in ("model.py", "data.py"):
+        (site.code / name).rename(site.code / "digits" / name)
+    model = {"path": "digits/model.py", "name": "Net", "sha256": sha256(site, "digits/model.py")}
+    loader = {"path": "digits/data.py", "name": "load", "kwargs": {"n": 16}}
+    owner(
+        experiments=["digits"],
+        models=[model],
+        loaders=[loader],
+        min_samples=16,
+        max_rounds=1,
+        max_tasks_per_day=1,
+        metrics=["train_loss"],
+    )
+    asked = {
+        "model_configs": {"model_path": "digits/model.py", "model_name": "Net"},
+        "data_configs": {
+            "dataset_path": "digits/data.py",
+            "dataset_name": "load",
+            "dataset_kwargs": {"n": 16},
+        },
+    }
+    assert site.result(**asked)["num_samples"] == 16
+
+
+def test_another_way_to_a_file_is_the_same_file(site, owner):
+    """Neither `..` nor a link makes a file one of another experiment."""
+    (site.code / "digits").mkdir()
+    (site.code / "digits" / "link.py").symlink_to(site.code / "data.py")
+    owner(experiments=["digits"])
+    for path in ("digits/../data.py", "digits/link.py"):
+        error = site.answer(
+            model_configs={"model_path": path, "model_name": "load"},
+            data_configs={"dataset_path": path, "dataset_name": "load"},
+        )["error"]
+        assert "experiments: data.py" in error["message"]
+
+
+def test_a_file_that_was_changed_after_it_was_listed(site, owner):
+    owner(loaders=[LOADER | {"sha256": sha256(site, "data.py")}])
+    assert "result" in site.answer()
+    with (site.code / "data.py").open("a") as file:
+        file.write("# and more\n")
+    assert "loaders: data.py is not the file" in site.answer()["error"]["message"]
+
+
+@pytest.mark.parametrize("operation", ["train", "evaluate"])
+def test_a_set_that_is_too_small_is_not_used_and_its_size_not_told(site, owner, log, operation):
+    owner(min_samples=20)
+    asked = {"operation": operation, "data": ("load", {"n": 19})}
+    error = site.answer(**asked)["error"]
+    assert error["message"] == ("this site's policy refuses the task: min_samples: 20 at least")
+    assert "19" not in error["message"] + error["traceback"]
+    assert [record["event"] for record in records(log)] == ["admitted", "refused"]
+    assert "result" in site.answer(operation=operation, data=("load", {"n": 20}))
+
+
+def test_metrics_that_are_not_listed_stay_at_the_site(site, owner, log):
+    owner(metrics=["val_loss"])
+    result = site.result(train_configs={"do_validation": True})
+    assert set(result["metrics"]) == {"val_loss"}
+    assert records(log)[-1]["metrics"] == ["val_loss"]
+
+
+def test_a_day_has_so_many_tasks_and_a_refused_one_is_none(site, owner, log):
+    owner(max_tasks_per_day=2, max_rounds=5)
+    assert "max_rounds" in site.answer(round=6)["error"]["message"]
+    site.result(operation="check")
+    site.result()
+    site.result(operation="evaluate")
+    assert "max_tasks_per_day: 2 at most" in site.answer(round=2)["error"]["message"]
+    assert records(log)[-1]["rule"] == "max_tasks_per_day"
+    site.result(operation="check")
+
+
+def test_yesterdays_tasks_do_not_count(site, owner, log, monkeypatch):
+    owner(max_tasks_per_day=1)
+    with monkeypatch.context() as yesterday:
+        yesterday.setattr("fl.client.audit._now", lambda: "2020-01-01T00:00:00+00:00")
+        site.result()
+    site.result()
+    assert "max_tasks_per_day" in site.answer()["error"]["message"]
+
+
+def _begin(request, barrier):
+    barrier.wait(30)
+    try:
+        admission.Task(request).begin()
+    except PolicyRefusal:
+        return
+
+
+def test_two_workers_are_not_both_the_last_of_the_day(site, owner, log):
+    owner(max_tasks_per_day=3)
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(6)
+    workers = [context.Process(target=_begin, args=(site.request(), barrier)) for _ in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    events = [record["event"] for record in records(log)]
+    assert (events.count("admitted"), events.count("refused")) == (3, 3)
+
+
+def test_tasks_cannot_be_counted_without_a_log(site, owner, monkeypatch):
+    owner(max_tasks_per_day=3)
+    monkeypatch.delenv("FL_SITE_AUDIT")
+    assert "keeps no log to count in" in site.answer()["error"]["message"]
+
+
+@pytest.mark.parametrize("text", [None, "max_rouds: 3\n", "- a list\n", "", "a: {b"])
+def test_a_policy_that_cannot_be_read_refuses_and_tells_the_owner_alone(
+    site, owner, log, tmp_path, text
+):
+    if text is not None:
+        (tmp_path / "site-policy.yaml").write_text(text)
+    error = site.answer()["error"]
+    assert error["message"].endswith("policy: the site's policy cannot be read by its tasks")
+    assert str(tmp_path) not in json.dumps(error)
+    assert not touched_data(site)
+    (refused,) = records(log)
+    assert str(tmp_path / "site-policy.yaml") in refused["reason"]
+
+
+def test_without_a_policy_or_a_log_the_sites_own_code_is_free(site, monkeypatch):
+    for name in ("FL_SITE_POLICY", "FL_SITE_AUDIT"):
+        monkeypatch.delenv(name, raising=False)
+    assert "result" in site.answer()
+
+
+def test_the_log_says_who_ran_what_and_what_left(site, log):
+    result = site.result(job="job-1", run_id="run-1", train_configs={"do_validation": True})
+    admitted, ended = records(log)
+    assert (admitted["event"], ended["event"]) == ("admitted", "ended")
+    assert admitted["task"] == ended["task"]
+    assert admitted["loader"] == LOADER | {"sha256": sha256(site, "data.py"), "kwargs": "{}"}
+    assert admitted["model"]["sha256"] == sha256(site, "model.py")
+    for record in (admitted, ended):
+        assert [record[name] for name in ("operation", "client_id", "run_id", "job", "round")] == [
+            "train", "a", "run-1", "job-1", 1
+        ]  # fmt: skip
+    assert ended["update"] == result["update"]["sha256"]
+    assert ended["num_samples"] == 32
+    assert set(ended["metrics"]) == set(result["metrics"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "events"),
+    [
+        ({"operation": "check"}, ["admitted", "ended"]),
+        ({"operation": "progress", "job": "job-1"}, ["admitted", "ended"]),
+        ({"operation": "shell"}, ["admitted", "failed"]),
+        ({"hurry": True}, ["refused"]),
+        ({"client_id": "x" * 10**6 + "/"}, ["refused"]),
+        ({"data": ("load_badly", {"fault": "raises"})}, ["admitted", "failed"]),
+        ({"data_configs": {"dataset_path": "../x.py", "dataset_name": "f"}}, ["refused"]),
+    ],
+)
+def test_every_task_leaves_lines(site, log, asked, events):
+    site.answer(**asked)
+    assert [record["event"] for record in records(log)] == events
+    assert log.stat().st_size < 5000
+
+
+@pytest.mark.parametrize("request_", [None, [], "text", {}, {"operation": ["train"]}])
+def test_what_is_no_request_is_refused_and_noted(log, request_):
+    with pytest.raises((TypeError, KeyError, RequestError)), admission.admitted(request_):
+        pass
+    assert [record["event"] for record in records(log)] == ["refused"]
+
+
+def test_a_task_that_cannot_be_noted_is_not_done(site, log, tmp_path):
+    log.mkdir()
+    assert "cannot be written" in site.answer()["error"]["message"]
+    assert not touched_data(site)
+    log.rmdir()
+    with open_log(log):
+        pass
+    assert "result" in site.answer()
+
+
+def test_source_that_a_server_ships_is_run_nowhere(site, log, tmp_path):
+    """The schema has no place for it; in a file's name, an argument or beside them it is text."""
+    marker = tmp_path / "executed"
+    source = f"open({str(marker)!r}, 'w').close()\ndef load(): pass\n"
+    for asked in (
+        {"dataset_source": source},
+        {"data_configs": {"dataset_path": source, "dataset_name": "load"}},
+        {
+            "data_configs": {
+                "dataset_path": "data.py",
+                "dataset_name": "load",
+                "dataset_source": source,
+            }
+        },
+        {"data": (source, {})},
+        {"data": ("__import__", {"name": "os"})},
+    ):
+        assert "error" in site.answer(**asked)
+    assert not marker.exists()

@@ -1,0 +1,119 @@
+import time
+
+import pytest
+import torch
+from torch.utils.data import Dataset, TensorDataset
+
+from fl.client import data, task
+
+CHECK = {"operation", "client_id", "model", "proxystore_configs", "until"}
+REHEARSAL = CHECK | {"train_configs", "model_configs", "data_configs"}
+
+
+def check(site, operation="rehearse", **changes):
+    """Ask a site for a check, with what `changes` make of its request; items by their names."""
+    request = site.request(operation=operation, until=time.time() + 60, **changes)
+    kept = REHEARSAL if operation == "rehearse" else CHECK
+    answer = task.run({key: value for key, value in request.items() if key in kept})
+    return {item["check"]: item for item in answer["result"]["items"]}
+
+
+def test_a_check_is_the_way_alone(site):
+    (site.code / "model.py").unlink()
+    items = check(site, operation="check")
+    assert list(items) == ["way", "download", "upload"]
+    assert {item["outcome"] for item in items.values()} == {"ok"}
+
+
+def test_a_fault_of_one_item_keeps_no_other_from_being_tried(site):
+    items = check(site, data=("load_badly", {"fault": "raises"}))
+    assert items["data"]["outcome"] == "failed"
+    assert items["data"]["message"].endswith("raised OSError: disk gone (data.py, line 12)")
+    assert items["model"]["outcome"] == items["device"]["outcome"] == "ok"
+    assert "step" not in items
+
+
+def test_a_step_that_cannot_be_done_is_told_with_its_reason(site):
+    items = check(site, train_configs={"train_batch_size": 64, "train_drop_last": True})
+    assert "train_batch_size is too large" in items["step"]["message"]
+
+
+def test_a_model_of_another_layout_is_told(site):
+    items = check(site, weights={"weight": torch.ones(1)})
+    assert "tensors missing or unknown" in items["model"]["message"]
+
+
+def test_no_validation_set_is_a_doubt(site):
+    validating = {"train_configs": {"do_validation": True}}
+    assert check(site, **validating)["validation"]["outcome"] == "ok"
+    items = check(site, **validating, data=("load", {"validation": False}))
+    assert items["validation"]["outcome"] == "warning"
+
+
+def test_a_state_folder_that_cannot_be_written_is_a_doubt(site, monkeypatch):
+    (site.code / "file").write_text("")
+    monkeypatch.setenv("FL_SITE_STATE", str(site.code / "file" / "state"))
+    items = check(site)
+    assert items["disk"]["outcome"] == "warning"
+    assert "cannot be written" in items["disk"]["message"]
+
+
+def test_a_full_disk_is_told(site, monkeypatch):
+    from fl.client import check as module
+
+    monkeypatch.setattr(module, "LEAST_FREE_BYTES", 10**18)
+    assert "may be needed" in check(site)["disk"]["message"]
+
+
+def test_what_a_check_trains_leaves_the_next_round_as_it_was(site):
+    alone = site.result()["update"]["sha256"]
+    site.cool()
+    check(site, train_configs={"do_validation": True})
+    assert site.result()["update"]["sha256"] == alone
+
+
+class Listed(Dataset):
+    """A set of samples, with what torchvision calls targets or without."""
+
+    def __init__(self, samples, targets=None):
+        self.samples = samples
+        if targets is not None:
+            self.targets = targets
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return self.samples[index]
+
+
+X = torch.zeros(6, 3)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "told"),
+    [
+        (
+            TensorDataset(X, torch.tensor([0, 1, 2, 0, 1, 2])),
+            "6 samples of [3] float32, 3 classes (0 to 2)",
+        ),
+        (
+            TensorDataset(X.half(), torch.tensor([7, 7, 7, 7, 3, 3])),
+            "6 samples of [3] float16, 2 classes (3, 7)",
+        ),
+        (TensorDataset(X, torch.rand(6)), "6 samples of [3] float32"),
+        (TensorDataset(X.long(), X.long()), "6 samples of [3] int64"),
+        (Listed([("a text", 4)] * 2), "2 samples, 1 class (4)"),
+        (
+            Listed([(X[0], 0)] * 9, targets=[0, 1, 1]),
+            "9 samples of [3] float32, 2 classes (0, 1)",
+        ),
+        (
+            Listed([(X[0], 0)] * 1000 + [(X[0], 1)]),
+            "1,001 samples of [3] float32, 1 class (0) in the first 1,000",
+        ),
+        (Listed([(X[0], X[:1]), (X[0], X[:2])]), "2 samples of [3] float32"),
+    ],
+)
+def test_a_data_set_is_told_by_its_shape_and_classes_alone(dataset, told):
+    assert data.describe(dataset) == told

@@ -1,0 +1,249 @@
+"""`fl check`: what it asks, what it says, and that nobody holds it up."""
+
+import json
+import threading
+
+import pytest
+from click.testing import CliRunner
+
+from fl import check as checks
+from fl.check import _skew, _versions
+from fl.cli import main
+from fl.client import task
+from fl.client.check import versions
+from fl.config import Files
+from fl.endpoints.base import EndpointError
+from fl.tensors import digest
+from fl.transport import GoneError, Ref, TransportError
+from tests import experiment
+from tests.in_process import InProcess
+
+OF_A_SITE = ["worker", "versions", "clock", "way", "download", "upload"]
+OF_A_RUN = ["disk", "device", "model", "data", "step", "validation"]
+
+
+class Shelf:
+    """A transport whose objects lie in this process, for both sides."""
+
+    def __init__(self):
+        self.held = {}
+
+    def put(self, data):
+        key = str(len(self.held))
+        self.held[key] = data
+        return Ref("shelf", {"key": key}, len(data), digest(data))
+
+    def get(self, ref):
+        if ref.key["key"] not in self.held:
+            raise GoneError("ProxyStore has it no more")
+        return self.held[ref.key["key"]]
+
+    def evict(self, ref):
+        self.held.pop(ref.key["key"], None)
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def shelf(monkeypatch):
+    shelf = Shelf()
+    monkeypatch.setattr(checks, "open_transport", lambda _configs: shelf)
+    monkeypatch.setattr(task, "_transport", lambda _configs: shelf)
+    return shelf
+
+
+@pytest.fixture
+def run_check(tmp_path, monkeypatch):
+    """Check the small experiment over sites in this process."""
+    monkeypatch.setenv("FL_SITE_CODE", str(tmp_path))
+    monkeypatch.setenv("FL_SITE_STATE", str(tmp_path / "state"))
+    experiment.write(tmp_path)
+
+    def _run(endpoints, deadline=60.0, overrides=(), **how):
+        monkeypatch.setattr(checks, "open_endpoints", lambda _federation: endpoints)
+        files = Files(tmp_path / "server.yaml", tmp_path / "clients.yaml", overrides)
+        return list(checks.check(files, deadline, **how))
+
+    return _run
+
+
+def of(found, name):
+    return {check.check: check for check in found if check.client_id == name}
+
+
+def test_everything_that_a_round_does_is_tried(run_check, shelf):
+    found = run_check(InProcess())
+    assert all(check.ok and not check.remedy for check in found), found
+    server = ["model", "training", "algorithm", "held-out set", "run folder", "ways"]
+    assert list(of(found, "server")) == server
+    for site in ("site-a", "site-b"):
+        assert list(of(found, site)) == ["endpoint", *OF_A_SITE, *OF_A_RUN]
+    data = of(found, "site-a")["data"].message
+    assert data == "32 samples of [4] float32, 2 classes (0, 1); 32 to validate on"
+
+
+def test_the_way_is_tried_with_the_models_size_and_left_clean(run_check, shelf):
+    wide = ("client_configs.model_configs.model_kwargs={width: 10000}",)
+    found = of(run_check(InProcess(), overrides=wide), "site-a")
+    assert found["download"].message == "280.3 kB from the server"
+    assert found["upload"].message == "280.3 kB to the server"
+    assert shelf.held == {}
+
+
+def test_what_scaffold_adds_travels_too(run_check, shelf):
+    scaffold = (
+        "server_configs.aggregator=ScaffoldAggregator",
+        "client_configs.train_configs.trainer=ScaffoldTrainer",
+    )
+    found = run_check(InProcess(), overrides=scaffold)
+    assert all(check.ok for check in found), found
+    plain = run_check(InProcess())
+    sizes = [of(one, "site-a")["download"].message for one in (plain, found)]
+    assert sizes[0] != sizes[1]
+
+
+def test_quick_asks_no_worker(run_check):
+    endpoints = InProcess(offline=["site-b"])
+    found = run_check(endpoints, quick=True)
+    assert endpoints.asked == []
+    assert of(found, "site-a")["endpoint"].ok
+    assert not of(found, "site-b")["endpoint"].ok
+    assert (
+        "playbooks/restart.yml -i INVENTORY --limit site-b"
+        in of(found, "site-b")["endpoint"].remedy
+    )
+
+
+def test_a_silent_site_holds_no_other_up(run_check):
+    found = run_check(InProcess(silent=["site-a"]), deadline=0.5)
+    assert list(of(found, "site-b")) == ["endpoint", *OF_A_SITE, *OF_A_RUN]
+    silent = of(found, "site-a")["worker"]
+    assert silent.message == "no worker answered within 0.5 s"
+    assert "playbooks/health.yml -i INVENTORY --limit site-a" in silent.remedy
+
+
+def test_a_service_that_does_not_say_is_not_waited_for(run_check):
+    said = threading.Event()
+
+    class Slow(InProcess):
+        def health(self, client):
+            if client.client_id == "site-a":
+                said.wait()
+
+    try:
+        found = run_check(Slow(), deadline=0.5)
+    finally:
+        said.set()
+    assert "did not answer within" in of(found, "site-a")["endpoint"].message
+    assert of(found, "site-b")["step"].ok
+
+
+def test_a_site_whose_task_is_refused_is_one_fault(run_check):
+    class Refusing(InProcess):
+        def submit(self, client, request):
+            if client.client_id == "site-a":
+                raise EndpointError("refused (403)")
+            return super().submit(client, request)
+
+    found = run_check(Refusing())
+    assert of(found, "site-a")["worker"].message == "refused (403)"
+    assert of(found, "site-b")["step"].ok
+
+
+def test_an_upload_counts_when_the_server_has_it(run_check, shelf):
+    def lost(_ref):
+        raise TransportError("ProxyStore get failed")
+
+    shelf.get, at_the_site = lost, shelf.get
+
+    class AtTheSite(InProcess):
+        def submit(self, client, request):
+            shelf.get = at_the_site
+            try:
+                return super().submit(client, request)
+            finally:
+                shelf.get = lost
+
+    upload = of(run_check(AtTheSite()), "site-a")["upload"]
+    assert not upload.ok
+    assert upload.message == "to the server: ProxyStore get failed"
+    assert shelf.held == {}
+
+
+def test_a_worker_whose_server_has_gone_leaves_nothing(run_check, shelf):
+    """A task that waited in the queue until nobody wanted its answer."""
+
+    class Late(InProcess):
+        def submit(self, client, request):
+            return super().submit(client, {**request, "until": request["until"] - 100})
+
+    found = of(run_check(Late(), deadline=60), "site-a")
+    assert "the server stopped waiting" in found["worker"].message
+    assert shelf.held == {}
+
+
+def test_an_answer_of_another_version_is_named(run_check):
+    class Old(InProcess):
+        def submit(self, client, request):
+            future = super().submit(client, request)
+            del future.result()["result"]["items"]
+            return future
+
+    assert "another version" in of(run_check(Old()), "site-a")["worker"].message
+
+
+def test_versions_are_compared():
+    ours = versions()
+    assert _versions(ours).outcome == "ok"
+    other = _versions({**ours, "torch": "1.0"})
+    assert other.outcome == "warning"
+    assert other.message == f"torch 1.0 (server: {ours['torch']})"
+    assert _versions({**ours, "fl-hpc": "0.0.1"}).outcome == "failed"
+    assert "dill missing" in _versions({k: v for k, v in ours.items() if k != "dill"}).message
+
+
+@pytest.mark.parametrize(
+    ("offset", "outcome", "said"),
+    [
+        (0, "ok", "agrees with the server's"),
+        (14, "ok", "agrees with the server's"),
+        (300, "warning", "290 s or more ahead of the server's"),
+        (-300, "warning", "270 s or more behind the server's"),
+    ],
+)
+def test_a_wrong_clock_is_told_from_a_long_queue(offset, outcome, said):
+    """Sent at 1000, begun at 1030, ended at 1040, and the answer came at 1050."""
+    item = _skew(1000.0, 1030.0 + offset, 1040.0 + offset, 1050.0)
+    assert (item.outcome, item.message) == (outcome, said)
+
+
+def test_machines_get_json_and_an_exit_code(run_check, tmp_path):
+    run_check(InProcess())
+    arguments = ["check", str(tmp_path), "--json"]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert set(rows[0]) == {"client_id", "check", "ok", "message", "remedy", "seconds"}
+    done = CliRunner().invoke(main, [*arguments, "--set=clients.0.train_configs.device=cuda:99"])
+    assert done.exit_code == 1
+    assert [row["check"] for row in json.loads(done.stdout) if not row["ok"]] == ["device"]
+
+
+def test_health_is_the_way_alone(run_check, tmp_path):
+    run_check(InProcess())
+    (tmp_path / "code.py").unlink()
+    found = checks.health(Files(tmp_path / "server.yaml", tmp_path / "clients.yaml"), 60)
+    assert [(check.client_id, check.check, check.ok) for check in found] == [
+        ("site-a", "endpoint", True),
+        ("site-b", "endpoint", True),
+        ("site-a", "worker", True),
+        ("site-b", "worker", True),
+    ]
+    assert "models reach worker" in found[2].message
+
+
+def test_a_log_gets_a_line_a_check(run_check, tmp_path):
+    run_check(InProcess())
+    lines = CliRunner().invoke(main, ["check", str(tmp_path), "--quick"]).stdout.splitlines()
+    assert lines[0].split() == ["server", "model", "ok", "58", "parameters,", "496", "bytes"]

@@ -1,0 +1,114 @@
+"""What a person types: a folder or two files, `--set`, `--dry-run`, completion."""
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from fl.cli import main, run_main
+from tests import experiment
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("FL_SITE_CODE", str(tmp_path))
+    monkeypatch.setenv("FL_SITE_STATE", str(tmp_path / "state"))
+    return experiment.write(tmp_path)
+
+
+def fl_run(*arguments):
+    return CliRunner().invoke(run_main, [str(argument) for argument in arguments])
+
+
+def test_an_experiment_is_a_folder_and_set_is_recorded(folder):
+    done = fl_run(
+        folder,
+        "--set=server_configs.num_global_epochs=1",
+        "--set=clients.site-b.train_configs={num_local_epochs: 3}",
+    )
+    assert done.exit_code == 0, done.stderr
+    (run,) = (folder / "runs").iterdir()
+    recorded = yaml.safe_load((run / "config.yaml").read_text())
+    assert recorded["server_configs"]["num_global_epochs"] == 1
+    assert recorded["clients"][1]["train_configs"] == {"num_local_epochs": 3}
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("server_configs.num_globl_epochs=1", "unknown key; did you mean num_global_epochs?"),
+        ("server_config.num_global_epochs=1", "unknown key; did you mean server_configs?"),
+        ("server_configs.num_global_epochs=many", "should be a valid integer"),
+        ("server_configs.num_clients.few=2", "num_clients holds 2, which has no keys"),
+        ("server_configs.device=[1", "the value is not YAML"),
+        ("server_configs.device", "should be KEY=VALUE, such as"),
+        ("clients.site-c.client_id=x", "site-c is none of the 2 that are listed (site-a, site-b)"),
+        ("clients.0.train_configs.devise=cpu", "unknown key; did you mean device?"),
+    ],
+)
+def test_what_set_cannot_mean_is_explained(folder, text, expected):
+    done = fl_run(folder, "--set", text)
+    assert done.exit_code == 2
+    assert expected in done.stderr
+    assert text in done.stderr
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--server", "server.yaml"],
+        ["--set", "a=b"],
+        [".", "--server", "server.yaml"],
+        [".", "--resume", "."],
+        ["--dry-run", "--resume", "."],
+        ["--set", "a=b", "--resume", "."],
+    ],
+)
+def test_a_command_that_cannot_be_meant_ends_with_2(folder, monkeypatch, arguments):
+    monkeypatch.chdir(folder)
+    done = fl_run(*arguments)
+    assert done.exit_code == 2
+    assert "Usage" in done.stderr
+
+
+def test_a_dry_run_says_what_would_be_sent_and_sends_nothing(folder):
+    done = fl_run(folder, "--dry-run", "--set", "clients.1.train_configs={device: cuda}")
+    assert done.exit_code == 0, done.stderr
+    site_a, site_b = (line.split() for line in done.stdout.splitlines() if "site-" in line)
+    assert site_a[:3] == ["site-a", "local", "cpu"]
+    assert site_b[:3] == ["site-b", "local", "cuda"]
+    assert "2 rounds of 2 sites, a model of 58 parameters" in done.stdout
+    assert "nothing was sent" in done.stdout
+    assert not (folder / "runs").exists()
+
+
+def test_a_dry_run_finds_a_model_that_is_too_large_for_its_way(folder):
+    wide = ["--set", "client_configs.model_configs.model_kwargs={width: 1000000}"]
+    done = fl_run(folder, "--dry-run", *wide)
+    assert done.exit_code == 1
+    assert "enable_proxystore" in done.stderr
+    proxystore = "server_configs.comm_configs.proxystore_configs"
+    endpoint = "3f0b7f0e-5a55-4d0c-8c1e-0d4b6a0f2b11"
+    done = fl_run(
+        folder,
+        "--dry-run",
+        *wide,
+        f"--set={proxystore}.enable_proxystore=true",
+        f"--set={proxystore}.connector_configs.endpoints=[{endpoint}]",
+    )
+    assert done.exit_code == 0, done.stderr
+    assert "by ProxyStore" in done.stdout
+    assert "28.00 MB each way" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("program", "command", "typed", "completed"),
+    [("fl", main, "hea", "plain,health"), ("fl-run", run_main, "--dr", "plain,--dry-run")],
+)
+def test_shells_complete_commands_and_options(program, command, typed, completed):
+    variable = f"_{program.replace('-', '_').upper()}_COMPLETE"
+    shell = {variable: "bash_complete", "COMP_WORDS": f"{program} {typed}", "COMP_CWORD": "1"}
+    done = CliRunner().invoke(command, [], prog_name=program, env=shell)
+    assert done.stdout.split() == [completed]
