@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from fl.client import algorithms, data, trainer
 from fl.config import Client, TrainConfigs
-from fl.endpoints.base import JSONObject
+from fl.endpoints.base import EndpointError, JSONObject
 from fl.errors import FederationError
 from fl.tensors import Tensors, decode, encode
 from fl.transport import Ref, Transport
@@ -219,9 +219,9 @@ class VirtualSites:
         back = self._sites[client.client_id].online_from(self._now)
         return None if back == self._now else f"its endpoint is offline until {back:.0f} s"
 
-    def explain(self, error: BaseException) -> str:
+    def explain(self, error: BaseException) -> EndpointError:
         """See `Endpoints.explain`."""
-        return str(error)
+        return EndpointError(str(error))
 
     def session(self) -> str | None:
         """See `Endpoints.session`: a simulation ends with its process."""
