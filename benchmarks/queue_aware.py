@@ -50,7 +50,7 @@ LEARNING_RATE = 0.3
 BATCH = 32
 HIDDEN = 32
 GIVE_UP_SECONDS = 1e6
-GIVE_UP_UPDATES = 3000
+GIVE_UP_UPDATES = 100  # of each site, on average
 TRANSFER_SECONDS = 5.0
 TUNING_SEEDS = (100, 101)
 
@@ -262,7 +262,7 @@ def seconds_to_target(
                 reached.clear()
             else:
                 reached.append(world.now())
-            over = world.now() > give_up or updates > GIVE_UP_UPDATES
+            over = world.now() > give_up or updates > GIVE_UP_UPDATES * sites
             if len(reached) == IN_A_ROW or (over and not reached):
                 server.stop()
 
