@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, as_completed
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ from torch import nn
 from torch.utils.data import Subset
 
 from fl.client import data, trainer
-from fl.client.check import LEAST_FREE_BYTES, Item, Items, versions
+from fl.client.check import LEAST_FREE_BYTES, Doubt, Item, Items, versions
 from fl.config import Client, Federation, Files
-from fl.endpoints.base import Endpoints, JSONObject, answer_of
+from fl.endpoints.base import Endpoints, JSONObject, SiteError, answer_of
 from fl.endpoints.places import open_endpoints
 from fl.errors import FederationError, in_one_line
 from fl.remedies import remedy
@@ -38,6 +38,9 @@ from fl.tensors import Tensors, encode
 from fl.transport import Ref, Transport, open_transport
 
 SERVER = "server"
+
+NAMED = {"SiteCodeError": "site code", "PolicyRefusal": "policy"}
+"""What is at fault where a site refuses the whole task, by the kind of its error; else a worker."""
 
 SKEW_SECONDS = 5.0
 """How far a worker's clock may be from the server's before logs of both are hard to read."""
@@ -82,6 +85,7 @@ def check(files: Files, deadline: float, *, quick: bool = False) -> Iterator[Che
     federation = files.load()
     prepare_environment(federation, files.server.parent)
     items = Items()
+    items.attempt("files", lambda: _files(federation))
     model = _server(items, federation, files.server)
     with ExitStack() as stack:
         ways = items.attempt("ways", lambda: _open(federation, model, stack))
@@ -162,6 +166,13 @@ def _server(items: Items, federation: Federation, file: Path) -> bytes | None:
     return encoded
 
 
+def _files(federation: Federation) -> tuple[None, str]:
+    if federation.notes:
+        raise Doubt("; ".join(federation.notes))
+    rounds = federation.server_configs.num_global_epochs
+    return None, f"{len(federation.clients)} sites, {rounds} rounds"
+
+
 def _model(federation: Federation) -> tuple[nn.Module, str]:
     model = trainer.build_model(federation.client_configs.model_configs)
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -240,7 +251,7 @@ def _of_server(items: Items, federation: Federation) -> Iterator[Check]:
     return _checks(SERVER, items.found, lambda item: remedy(item, None, federation))
 
 
-def _checks(name: str, items: Iterable[Item], heal: Any) -> Iterator[Check]:
+def _checks(name: str, items: Iterable[Item], heal: Callable[[Item], str]) -> Iterator[Check]:
     for item in items:
         what = "" if item.outcome == "ok" else heal(item)
         yield Check(name, item.check, item.outcome != "failed", item.message, what, item.seconds)
@@ -313,6 +324,9 @@ class _Sites:
             items = [Item(**item) for item in found["items"]]
             host, theirs = str(found["host"]), dict(found["versions"])
             began, ended = (float(moment) for moment in found["clock"])
+        except SiteError as error:
+            yield self._check(client, NAMED.get(error.kind, "worker"), str(error), "")
+            return
         except FederationError as error:
             yield self._check(client, "worker", str(error), "")
             return

@@ -31,11 +31,11 @@ def show(checks: Iterable[Check], console: Console) -> list[Check]:
             line = f"{check.client_id:12} {check.check:12} {mark(check):8} {_told(check)}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         return found
-    with Live(_screen(found, done=False), console=console) as live:
+    with Live(screen(found, done=False), console=console) as live:
         for check in checks:
             found.append(check)
-            live.update(_screen(found, done=False))
-        live.update(_screen(found, done=True))
+            live.update(screen(found, done=False))
+        live.update(screen(found, done=True))
     return found
 
 
@@ -50,8 +50,16 @@ def mark(check: Check) -> str:
     return "warning" if check.remedy else "ok"
 
 
-def _screen(found: list[Check], *, done: bool) -> Group:
-    """Every site's checks together, sites in the order in which they were first heard of."""
+def screen(found: list[Check], *, done: bool) -> Group:
+    """What a terminal shows: every site's checks together, in the order of their first ones.
+
+    Args:
+        found: The checks so far.
+        done: Whether those are all.
+
+    Returns:
+        The table, with a line below it.
+    """
     sites = list(dict.fromkeys(check.client_id for check in found))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("site", "check", "outcome", "seconds", "what was found"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import wraps
@@ -24,6 +25,7 @@ from fl.sandbox.cli import sandbox
 if TYPE_CHECKING:
     from fl.check import Check
 
+FolderPath = click.Path(path_type=Path, file_okay=False)
 FilePath = click.Path(path_type=Path, dir_okay=False)
 NO_FILES = "give a folder with server.yaml and clients.yaml, or --server and --clients"
 P = ParamSpec("P")
@@ -205,6 +207,45 @@ def verify(file: Path, head: str | None) -> None:
 
     found = follow(file, head)
     click.echo(f"{file}: {found.lines} lines, none changed; head {found.head}")
+
+
+@main.command()
+@click.argument("folder", type=FolderPath, default="runs")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+@reporting
+def status(folder: Path, as_json: bool) -> None:
+    """Say what a run is doing, while it goes on and after a crash.
+
+    FOLDER is the run's, or one of runs: then it is the newest's.
+    """
+    from fl.history import find_run
+    from fl.status import show
+    from fl.status import status as read_status
+
+    found = read_status(find_run(folder))
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+    else:
+        Console().print(show(found, time.time()))
+
+
+@main.command()
+@click.argument("folders", type=FolderPath, nargs=-1, metavar="[RUN]...")
+@click.option("--out", type=FilePath, help="The file; report.html in the first run's folder.")
+@reporting
+def report(folders: tuple[Path, ...], out: Path | None) -> None:
+    """Write what a run was into one HTML file that needs nothing beside it.
+
+    RUN is a run's folder, or one of runs: then it is the newest's, as without any it is that of
+    the folder runs. Several runs are laid over each other.
+    """
+    from fl.history import find_run
+    from fl.report.page import write_report
+
+    runs = [find_run(folder) for folder in folders or (Path("runs"),)]
+    file = out or runs[0] / "report.html"
+    write_report(runs, file)
+    click.echo(f"report: {file}")
 
 
 main.add_command(sandbox)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -21,8 +21,9 @@ from uuid import UUID
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fl.appfl import translate
 from fl.errors import FederationError
-from fl.overrides import override
+from fl.overrides import override, read_yaml
 
 
 class ConfigError(FederationError):
@@ -35,9 +36,13 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+LARGEST_FILE = 1_000_000
+"""Characters that a file may come to."""
+
 PositiveInt = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Arguments = dict[str, Any]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
 class TrainConfigs(Section):
@@ -69,8 +74,17 @@ class TrainConfigs(Section):
     """Whether it advances after every local minibatch step or epoch."""
     loss_fn: str = "CrossEntropyLoss"
     """Name of a class in `torch.nn`."""
+    loss_fn_path: str | None = None
+    """Path of a Python file, relative to `site_code`, with a loss to take instead."""
+    loss_fn_name: str | None = None
+    """The class in it: called with outputs and labels, it returns the minibatch's mean loss."""
     loss_fn_kwargs: Arguments = {}
-    """Its keyword arguments."""
+    """Keyword arguments of the loss."""
+    metric_path: str | None = None
+    """Path of a Python file, relative to `site_code`, with a metric of the validation set."""
+    metric_name: str | None = None
+    """The function in it: of labels and outputs, as NumPy arrays of the whole set, it returns a
+    number, reported as `val_metric` and `pre_val_metric`."""
     clip_grad: bool = False
     """Clip the gradient's norm before each step."""
     clip_value: Annotated[float, Field(gt=0)] = 1.0
@@ -98,6 +112,10 @@ class TrainConfigs(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfigs:
+        if (self.loss_fn_path is None) != (self.loss_fn_name is None):
+            raise ValueError("loss_fn_path and loss_fn_name need each other")
+        if (self.metric_path is None) != (self.metric_name is None):
+            raise ValueError("metric_path and metric_name need each other")
         if (self.trainer == "FedProxTrainer") != (self.mu is not None):
             raise ValueError("mu is what FedProxTrainer needs, and no other trainer")
         if self.trainer == "ScaffoldTrainer":
@@ -218,6 +236,9 @@ class ServerConfigs(Section):
     given up after twice as long."""
     min_clients: PositiveInt | None = None
     """Updates that a round needs to count; all of them when not set."""
+    norm_bound: Annotated[float, Field(gt=0)] | None = 100.0
+    """How many times larger than the global model, and than the median of the sites' last updates,
+    an update's Euclidean norm may be before it is dropped; null takes any."""
     server_validation: bool = False
     """Evaluate the global model at the server after each round, on `data_configs`."""
     data_configs: DataConfigs | None = None
@@ -226,6 +247,8 @@ class ServerConfigs(Section):
     """End the run once the loss at the server no longer falls."""
     logging_output_dirname: str = "runs"
     """Folder that gets a folder for every run, relative to where fl-run is started."""
+    logging_output_filename: FileName | None = None
+    """What the name of a run's folder begins with."""
     comm_configs: ServerCommConfigs = ServerCommConfigs()
     """How the server reaches its clients."""
 
@@ -263,7 +286,7 @@ class Client(Section):
 
     endpoint_id: UUID | Literal["local"]
     """Globus Compute endpoint id, or `local` for a process on this machine."""
-    client_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    client_id: FileName
     """The site's name in logs and metrics."""
     train_configs: Arguments = {}
     """What differs from `client_configs.train_configs` here, such as the device."""
@@ -294,6 +317,8 @@ class Federation(Section):
     client_configs: SharedClientConfigs
     server_configs: ServerConfigs
     clients: list[Client]
+    notes: Annotated[list[str], Field(exclude=True)] = []
+    """What the files say that has no effect, each in a line."""
 
     def train_configs(self, client: Client) -> TrainConfigs:
         """A client's training settings: the shared ones with its own laid over them."""
@@ -338,8 +363,9 @@ def load_federation(server: Path, clients: Path, overrides: Sequence[str] = ()) 
     """
     of_clients = [text for text in overrides if text.partition("=")[0].split(".")[0] == "clients"]
     of_server = [text for text in overrides if text not in of_clients]
-    server_file = load_section(server, ServerFile, of_server)
-    clients_file = load_section(clients, ClientsFile, of_clients)
+    notes: list[str] = []
+    server_file = _load(server, ServerFile, of_server, notes)
+    clients_file = _load(clients, ClientsFile, of_clients, notes)
     configs, sites = server_file.server_configs, clients_file.clients
     if configs.num_clients != len(sites):
         raise ConfigError(
@@ -354,7 +380,10 @@ def load_federation(server: Path, clients: Path, overrides: Sequence[str] = ()) 
         )
     _require_one_way(configs, sites, server, clients)
     federation = Federation(
-        client_configs=server_file.client_configs, server_configs=configs, clients=sites
+        client_configs=server_file.client_configs,
+        server_configs=configs,
+        clients=sites,
+        notes=notes,
     )
     for index, site in enumerate(sites):
         try:
@@ -393,19 +422,18 @@ def read_federation(file: Path) -> Federation:
     Raises:
         ConfigError: The file is missing, or is no federation.
     """
-    return load_section(file, Federation)
+    return _valid(str(file), _content(file, yaml.safe_load), Federation)
 
 
 AnySection = TypeVar("AnySection", bound=Section)
 
 
-def load_section(file: Path, schema: type[AnySection], overrides: Sequence[str] = ()) -> AnySection:
-    """Read a YAML file.
+def load_section(file: Path, schema: type[AnySection]) -> AnySection:
+    """Read a YAML file that a person wrote.
 
     Args:
         file: Its path.
         schema: What stands in it.
-        overrides: `key=value` texts that are laid over it.
 
     Returns:
         What it says.
@@ -413,14 +441,36 @@ def load_section(file: Path, schema: type[AnySection], overrides: Sequence[str] 
     Raises:
         ConfigError: The file is missing, is not YAML, or says something else.
     """
-    content = _read(file)
+    return _valid(str(file), _content(file, read_yaml), schema)
+
+
+def _load(
+    file: Path, schema: type[AnySection], overrides: Sequence[str], notes: list[str]
+) -> AnySection:
+    """Read a file that a person wrote, for this package or for APPFL."""
+    content = _content(file, read_yaml)
     _override(content, overrides)
     where = _where(file, overrides)
     try:
+        notes += [f"{file}: {note}" for note in translate(content)]
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return _valid(where, content, schema)
+
+
+def _content(file: Path, read: Callable[[str], Any]) -> Any:
+    try:
+        return read(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: is not YAML ({' '.join(str(error).split())})") from error
+
+
+def _valid(where: str, content: Any, schema: type[AnySection]) -> AnySection:
+    try:
         # Through JSON, since only there does pydantic's strict mode take a string for a UUID.
-        return schema.model_validate_json(json.dumps(content))
-    except TypeError as error:
-        raise ConfigError(f"{where}: {error}; quote dates and times") from error
+        return schema.model_validate_json(_as_json(where, content))
     except ValidationError as error:
         raise ConfigError(explain(where, schema, error)) from error
 
@@ -430,21 +480,33 @@ def _where(file: Path, overrides: Sequence[str]) -> str:
     return " --set ".join([str(file), *overrides])
 
 
-def _read(file: Path) -> Any:
-    try:
-        return yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: is not YAML ({' '.join(str(error).split())})") from error
-
-
 def _override(content: Any, overrides: Sequence[str]) -> None:
     for text in overrides:
         try:
             override(content, text)
         except ValueError as error:
             raise ConfigError(f"--set {text}: {error}") from error
+
+
+def _as_json(where: str, content: Any) -> str:
+    """What a YAML file says, its aliases followed: a few lines of them can stand for gigabytes."""
+    parts: list[str] = []
+    size = 0
+    try:
+        for part in json.JSONEncoder().iterencode(content):
+            size += len(part)
+            if size > LARGEST_FILE:
+                raise ConfigError(
+                    f"{where}: is over {LARGEST_FILE} characters long with its aliases"
+                )
+            parts.append(part)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}; quote dates and times") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{where}: {error}; an alias must not stand inside what it names"
+        ) from error
+    return "".join(parts)
 
 
 def explain(
@@ -470,6 +532,7 @@ def explain(
     )
     fault, place = faults[0], _place(faults[0]["loc"])
     key = ".".join(str(part) for part in prefix + place)
+    key = key if key.isprintable() else repr(key)
     where = f"{file}: {key}" if key else f"{file}"
     if fault["type"] == "extra_forbidden":
         known = _fields(schema, place[:-1])

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import platform
+import socket
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -17,9 +18,10 @@ import yaml
 
 from fl.config import Federation, read_federation
 from fl.errors import FederationError
+from fl.history import LogLine, Owner
 from fl.server import checkpoint
 from fl.server.checkpoint import SiteMemory, Snapshot
-from fl.server.events import Event, RoundEnded, SiteChanged
+from fl.server.events import ClientFailed, Event, RoundEnded, RoundStarted, SiteChanged, Warned
 from fl.server.sites import Task
 from fl.tensors import Tensors, encode
 from fl.transport import Ref
@@ -37,7 +39,8 @@ class Sent:
         turn: Which of the site's trainings it is.
         job: The server's name for it.
         session: What it can be recovered by, or None.
-        model: The Ref of the model that it was sent, as JSON.
+        size: Bytes of the model that it was sent.
+        model: The Ref of that model, as JSON; empty for an inline one.
     """
 
     client_id: str
@@ -45,6 +48,7 @@ class Sent:
     turn: int
     job: str
     session: str | None
+    size: int
     model: dict[str, Any]
 
 
@@ -53,9 +57,10 @@ class Record:
 
     It holds `config.yaml` (the configuration with every default filled in), `run.json`,
     `versions.json`; `metrics.jsonl` (a line a round), `tasks.jsonl` (a line a task), `sites.jsonl`
-    (a line a change of a site's state, `at` in Unix seconds); `checkpoint.safetensors`,
-    `best.safetensors` where models are evaluated at the server and, at the end,
-    `model.safetensors`. Only one process at a time may have it open.
+    (a line a change of a site's state), `log.jsonl` (a line of what else happened), all but the
+    tasks with `at` in Unix seconds; `checkpoint.safetensors`, `best.safetensors` where models are
+    evaluated at the server and, at the end, `model.safetensors`. Only one process at a time may
+    have it open: the one that `lock` names.
 
     Args:
         folder: The folder.
@@ -77,10 +82,12 @@ class Record:
             raise FederationError(f"{folder}: this run is still going on") from error
         except OSError as error:
             raise _unusable(folder, error) from error
+        self._sign()
+        self._end_torn_lines()
 
     @classmethod
     def begin(cls, federation: Federation, site_code: str) -> Self:
-        """Make the folder of a new run, `TIME-PID` below the folder for all of them.
+        """Make the folder of a new run, `[NAME-]TIME-PID` below the folder for all.
 
         Args:
             federation: The configuration.
@@ -92,8 +99,11 @@ class Record:
         Raises:
             FederationError: The folder cannot be written.
         """
+        configs = federation.server_configs
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.getpid()}"
-        folder = Path(federation.server_configs.logging_output_dirname) / name
+        if configs.logging_output_filename is not None:
+            name = f"{configs.logging_output_filename}-{name}"
+        folder = Path(configs.logging_output_dirname) / name
         versions = {package: version(package) for package in PACKAGES}
         try:
             folder.mkdir(parents=True)
@@ -188,16 +198,32 @@ class Record:
             model: What it was sent; an inline one is left out, since it is nowhere else.
         """
         kept = model.to_json() if model.transport != "inline" else {}
-        sent = Sent(task.client_id, task.version, task.turn, task.job, session, kept)
+        sent = Sent(task.client_id, task.version, task.turn, task.job, session, model.size, kept)
         self._append("tasks.jsonl", asdict(sent))
 
     def __call__(self, event: Event) -> None:
-        """Append a finished round to `metrics.jsonl`, a site's new state to `sites.jsonl`."""
-        if isinstance(event, SiteChanged):
-            self._append("sites.jsonl", {"at": time.time(), **asdict(event)})
-        if isinstance(event, RoundEnded):
-            self._accuracy = event.accuracy
-            self._append("metrics.jsonl", asdict(event))
+        """Append what happened to the file that it belongs into."""
+        now = time.time()
+        match event:
+            case SiteChanged():
+                self._append("sites.jsonl", {"at": now, **asdict(event)})
+            case RoundEnded():
+                self._accuracy = event.accuracy
+                self._append("metrics.jsonl", {"at": now, **asdict(event)})
+            case RoundStarted():
+                self._log(LogLine(now, "started", round=event.round))
+            case ClientFailed(number, name, reason, trace):
+                self._log(LogLine(now, "failed", number, name, reason, trace))
+            case Warned():
+                self._log(LogLine(now, "warned", message=event.message))
+
+    def ended(self, reason: str) -> None:
+        """Note that the run ends before its last round does.
+
+        Args:
+            reason: Why.
+        """
+        self._log(LogLine(time.time(), "ended", message=reason))
 
     def keep(self, snapshot: Snapshot) -> None:
         """Write a checkpoint, and the model if it is the best of all that were evaluated.
@@ -234,6 +260,29 @@ class Record:
         except OSError as error:
             raise _unusable(self.folder / name, error) from error
         return [found for line in lines if (found := _parsed(line)) is not None]
+
+    def _log(self, line: LogLine) -> None:
+        self._append("log.jsonl", asdict(line))
+
+    def _sign(self) -> None:
+        """Name this process in the lock: in the same file, which is what it has locked."""
+        owner = Owner(os.getpid(), socket.gethostname(), time.time())
+        try:
+            self._lock.truncate(0)
+            self._lock.write(json.dumps(asdict(owner)) + "\n")
+            self._lock.flush()
+        except OSError as error:
+            raise _unusable(self.folder / "lock", error) from error
+
+    def _end_torn_lines(self) -> None:
+        """What is appended from now on is not to be lost with a line that a crash has torn."""
+        for file in self.folder.glob("*.jsonl"):
+            try:
+                if not file.read_bytes().endswith(b"\n"):
+                    with file.open("ab") as content:
+                        content.write(b"\n")
+            except OSError as error:
+                raise _unusable(file, error) from error
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
         text = json.dumps(line, allow_nan=False) + "\n"

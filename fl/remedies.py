@@ -21,7 +21,7 @@ def remedy(item: Item, client: Client | None, federation: Federation) -> str:
     if client is None:
         return _at_the_server(item, federation)
     if item.check in ("way", "download", "upload"):
-        return _way(item.message)
+        return _way(item.message, f" -i INVENTORY --limit {client.client_id}")
     return _at_a_site(item, client, federation)
 
 
@@ -37,26 +37,36 @@ def _at_the_server(item: Item, federation: Federation) -> str:
                 f"put it right in {site_code_folder()}, or what server_configs.data_configs says; "
                 "or leave out server_validation"
             )
+        case "files":
+            return "leave those keys out; docs/appfl.md has what takes their place"
         case "run folder":
             return "another one: --set server_configs.logging_output_dirname=FOLDER"
         case "ways":
-            return _way(item.message)
+            return _way(item.message, " -i INVENTORY --limit server")
     return "put the key right that the message names, or try another value by --set KEY=VALUE"
 
 
-def _way(message: str) -> str:
+def _way(message: str, only: str) -> str:
+    """What to do about a way for models, at the machine that the play is limited to."""
     if "no ProxyStore endpoint" in message:
         return (
-            "is its login node's ProxyStore endpoint up (ansible-playbook "
-            "playbooks/proxystore.yml), and does a proxy stand before it (fl_proxy: unset)?"
+            "is its login node's ProxyStore endpoint up (ansible-playbook playbooks/proxystore.yml"
+            f"{only}), and does a proxy stand before it (fl_proxy: unset)?"
         )
+    if "Failed to establish a new connection" in message:
+        return f"start its ProxyStore endpoint: ansible-playbook playbooks/restart.yml{only}"
     if "max_object_size" in message:
-        return "raise fl_proxystore_max_object_size, then ansible-playbook playbooks/proxystore.yml"
+        return (
+            "raise fl_proxystore_max_object_size, then ansible-playbook "
+            f"playbooks/proxystore.yml{only}"
+        )
     if "ProxyStore" in message:
         return (
             "the endpoints do not reach each other: are the relay and both of them up? "
-            "(ansible-playbook playbooks/health.yml)"
+            "(ansible-playbook playbooks/health.yml -i INVENTORY)"
         )
+    if "client credentials" in message:
+        return f"export the right ones, then ansible-playbook playbooks/credentials.yml{only}"
     if "too large" in message:
         return "deploy with ProxyStore endpoints, which take models of any size"
     return "see the message, and the endpoint's log on its login node"
@@ -69,11 +79,18 @@ def _at_a_site(item: Item, client: Client, federation: Federation) -> str:
     match item.check:
         case "endpoint":
             return f"start it: ansible-playbook playbooks/restart.yml {only}"
+        case "worker" if client.endpoint_id == "local":
+            return "do its loader and model come to an end? --deadline SECONDS waits longer"
         case "worker":
             return (
                 "is the job waiting in the queue, or refused? ansible-playbook "
                 f"playbooks/health.yml {only} asks its scheduler; else see the endpoint's log there"
             )
+        case "site code":
+            own = _code(client, client.data_configs.dataset_path)
+            return f"{own}, or point {key}.data_configs to another file"
+        case "policy":
+            return "ask the site's owner, whose site-policy.yaml says so (docs/security.md)"
         case "versions":
             return f"ansible-playbook playbooks/upgrade.yml {only}"
         case "clock":

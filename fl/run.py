@@ -74,6 +74,8 @@ def run(files: Files, console: Console) -> Outcome:
         FederationError: Anything that a person can put right, in one line.
     """
     federation = files.load()
+    for note in federation.notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     prepare_environment(federation, files.server.parent)
     algorithm = Algorithm(federation, files.server)
     weights = algorithm.model.state_dict()
@@ -263,6 +265,8 @@ def _fit(
     with progress, _interruptible(server.stop, record.folder), _resumable(record, console):
         end = server.fit(start, recovered, left)
     model = record.save(end.weights) if end.version >= rounds or over() else None
+    if model is None:
+        record.ended("stopped by Ctrl-C")
     return Outcome(record.folder, model, last[0].accuracy if last else None)
 
 
@@ -310,8 +314,9 @@ def _resumable(record: Record, console: Console) -> Iterator[None]:
     """Say how to go on with a run that is broken off."""
     try:
         yield
-    except FederationError:
+    except FederationError as error:
         console.print(_go_on(record.folder), markup=False, soft_wrap=True)
+        record.ended(str(error))
         raise
 
 
@@ -342,6 +347,8 @@ def held_out(federation: Federation) -> tuple[Dataset[Any], TrainConfigs] | None
         )
     return found, TrainConfigs(
         loss_fn=shared.loss_fn,
+        loss_fn_path=shared.loss_fn_path,
+        loss_fn_name=shared.loss_fn_name,
         loss_fn_kwargs=shared.loss_fn_kwargs,
         val_batch_size=shared.val_batch_size,
         device=configs.device,

@@ -7,6 +7,7 @@ shapes and dtypes, then the raw values.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 
 import safetensors.torch
@@ -55,8 +56,26 @@ def decode(data: bytes) -> Tensors:
     """
     try:
         return safetensors.torch.load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise TensorsError(f"not a safetensors model of {len(data)} bytes: {error}") from error
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        # The last two are torch's, of shapes that hold no values and overflow its strides.
+        reason = " ".join(str(error).split())
+        raise TensorsError(
+            f"not a safetensors model of {len(data)} bytes: {reason:.200}"
+        ) from error
+
+
+def largest_encoding(tensors: Mapping[str, torch.Tensor]) -> int:
+    """The most bytes that such tensors take when they are encoded.
+
+    Args:
+        tensors: Named tensors; only their names, shapes and dtypes count.
+
+    Returns:
+        Bytes: of the values, and of a header with room for any spelling of it.
+    """
+    values = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    header = sum(len(json.dumps(n)) + 128 + 24 * tensor.dim() for n, tensor in tensors.items())
+    return values + header + 64
 
 
 def digest(data: bytes) -> str:

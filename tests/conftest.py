@@ -13,6 +13,9 @@ import pytest
 from examples import leftovers
 from fl.endpoints.credentials import read_environment
 
+# As for the sandbox's workers (inventory/group_vars/sandbox.yml): tests run beside daemons.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 TOP = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 

@@ -29,6 +29,9 @@ def load_one_set():
 def load_numbers():
     return TensorDataset(torch.rand(8, 4), torch.rand(8)), None
 
+def load_pairs():
+    return [((torch.rand(4), torch.rand(4)), 0)] * 8, None
+
 class Lazy:
     def __len__(self):
         return 8

@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from unittest.mock import patch
 
 from fl.client import task
+from fl.endpoints.base import EngineError
 
 
 class InProcess:
@@ -35,7 +36,7 @@ class InProcess:
         return "endpoint is offline" if client.client_id in self.offline else None
 
     def explain(self, error):
-        return str(error)
+        return EngineError(str(error))
 
     def session(self):
         return None

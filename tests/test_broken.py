@@ -248,8 +248,8 @@ BROKEN = {
     "a loader that is not there": Broken(
         ("clients.site-a.data_configs.dataset_path=sites/data.py",),
         "sites/data.py: not in this site's code folder",
-        ("site-a", "data"),
-        "sites/data.py",
+        ("site-a", "site code"),
+        "point clients.site-a.data_configs to another file",
     ),
     "a loader that imports what the site lacks": Broken(
         ("clients.site-a.data_configs.dataset_path=needs.py",),
@@ -271,7 +271,8 @@ BROKEN = {
     ),
     "samples that the model does not take": Broken(
         loader("load", inputs=5),
-        "mat1 and mat2 shapes cannot be multiplied (32x5 and 4x8)",
+        "mat1 and mat2 shapes cannot be multiplied (32x5 and 4x8) on a minibatch of inputs [32, 5] "
+        "float32 and labels [32] int64",
         ("site-a", "step"),
         "--set client_configs.model_configs.model_kwargs=",
     ),
@@ -291,6 +292,11 @@ BROKEN = {
         loader("load_inputs"),
         "a sample is tuple of 1, a pair of input and label was expected",
         ("site-a", "data"),
+    ),
+    "inputs that are no tensor": Broken(
+        loader("load_pairs"),
+        "'list' object has no attribute 'to' on a minibatch of inputs that are a list, no tensor",
+        ("site-a", "step"),
     ),
     "a first sample that raises": Broken(
         loader("load_lazily"),

@@ -89,15 +89,12 @@ def test_a_dry_run_finds_a_model_that_is_too_large_for_its_way(folder):
     done = fl_run(folder, "--dry-run", *wide)
     assert done.exit_code == 1
     assert "enable_proxystore" in done.stderr
-    proxystore = "server_configs.comm_configs.proxystore_configs"
-    endpoint = "3f0b7f0e-5a55-4d0c-8c1e-0d4b6a0f2b11"
-    done = fl_run(
-        folder,
-        "--dry-run",
-        *wide,
-        f"--set={proxystore}.enable_proxystore=true",
-        f"--set={proxystore}.connector_configs.endpoints=[{endpoint}]",
-    )
+    endpoints = "connector_configs: {endpoints: [3f0b7f0e-5a55-4d0c-8c1e-0d4b6a0f2b11]}"
+    everywhere = [
+        f"--set={who}.comm_configs.proxystore_configs={{enable_proxystore: true, {endpoints}}}"
+        for who in ("server_configs", "clients.0", "clients.1")
+    ]
+    done = fl_run(folder, "--dry-run", *wide, *everywhere)
     assert done.exit_code == 0, done.stderr
     assert "by ProxyStore" in done.stdout
     assert "28.00 MB each way" in done.stdout

@@ -2,8 +2,20 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from fl.config import ConfigError, load_federation
+from fl.client.policy import Policy
+from fl.config import (
+    Client,
+    ClientsFile,
+    ConfigError,
+    ServerConfigs,
+    ServerFile,
+    SharedClientConfigs,
+    load_federation,
+    load_section,
+)
 
 ENDPOINT = "3f0b7f0e-5a55-4d0c-8c1e-0d4b6a0f2b11"
 
@@ -124,3 +136,65 @@ def test_what_is_no_mapping_is_refused(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"server\.yaml"):
         load_federation(path, path)
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (BOMB, "is over 1000000 characters long with its aliases"),
+        ("&a [*a]", "an alias must not stand inside what it names"),
+        ("[" * 2000, "is not YAML"),
+        ("a: " + "9" * 5000, "is not YAML"),
+        ("2001-01-01: 1\nb: 2001-01-01", "quote dates"),
+        ("!!python/object/apply:os.system [id]", "is not YAML"),
+    ],
+)
+def test_yaml_that_is_made_to_hurt_is_refused(tmp_path, text, expected):
+    file = tmp_path / "server.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=expected):
+        load_section(file, ServerFile)
+
+
+def keys(schema):
+    return st.sampled_from(list(schema.model_fields))
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(keys(ServerConfigs) | keys(Client) | st.text(max_size=5), inner)
+    ),
+    max_leaves=9,
+)
+SERVERS = st.dictionaries(
+    keys(ServerFile) | st.text(max_size=5),
+    VALUES | st.dictionaries(keys(ServerConfigs) | keys(SharedClientConfigs), VALUES),
+)
+TEXTS = st.text(max_size=40) | (VALUES | SERVERS).map(yaml.safe_dump)
+
+
+@settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(TEXTS)
+def test_any_file_is_read_or_refused_in_one_line(tmp_path, text):
+    file = tmp_path / "any.yaml"
+    file.write_bytes(text.encode("utf-8", "surrogatepass"))
+    for schema in (ServerFile, ClientsFile, Policy):
+        told = refusal(file, schema)
+        assert told is None or (told.startswith(str(file)) and len(told.splitlines()) == 1)
+
+
+def refusal(file, schema):
+    try:
+        load_section(file, schema)
+    except ConfigError as error:
+        return str(error)
+    return None

@@ -1,6 +1,12 @@
+import json
+import resource
+import struct
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fl.tensors import TensorsError, decode, digest, encode, require_same_layout
@@ -36,6 +42,69 @@ def test_tied_and_sliced_tensors_are_written_twice():
 def test_foreign_bytes_are_refused(data):
     with pytest.raises(TensorsError):
         decode(data)
+
+
+NUMBERS = st.integers(0, 3) | st.sampled_from([2**31, 2**62, 2**63, 2**64 - 1, 2**64])
+DTYPES = [
+    "F64",
+    "F32",
+    "F16",
+    "BF16",
+    "F8_E4M3",
+    "F8_E8M0",
+    "I64",
+    "U64",
+    "U32",
+    "BOOL",
+    "C64",
+    "F4",
+]
+SHAPES = st.lists(NUMBERS, max_size=4)
+OFFSETS = st.lists(st.integers(0, 40) | NUMBERS, min_size=2, max_size=2)
+ENTRIES = st.fixed_dictionaries(
+    {"dtype": st.sampled_from(DTYPES), "shape": SHAPES, "data_offsets": st.just([0, 0]) | OFFSETS}
+)
+HEADERS = st.dictionaries(st.sampled_from(["a", "b", "__metadata__"]), ENTRIES, max_size=2)
+
+
+@contextmanager
+def room(size):
+    """Let this process have so many more bytes, and no more."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    most = pages * resource.getpagesize() + size
+    resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def decoded(data):
+    """The tensors and no refusal, or none and what was said."""
+    try:
+        return decode(data), ""
+    except TensorsError as error:
+        return {}, str(error)
+
+
+def test_a_header_of_any_kind_is_decoded_or_refused_within_bounds():
+    """Shapes, offsets and lengths that lie: no other error, and no memory for what they claim."""
+
+    @settings(max_examples=600, deadline=None)
+    @given(HEADERS, st.binary(max_size=40), st.integers(-2, 2) | st.just(2**63))
+    @example({"a": {"dtype": "F32", "shape": [0, 0, 2**62, 2**62], "data_offsets": [0, 0]}}, b"", 0)
+    @example({"a": {"dtype": "F32", "shape": [2**63, 0], "data_offsets": [0, 0]}}, b"", 0)
+    def attack(header, body, extra):
+        text = json.dumps(header).encode()
+        length = max(len(text) + extra, 0) % 2**64
+        data = struct.pack("<Q", length) + text + body
+        found, refusal = decoded(data)
+        assert sum(tensor.nbytes for tensor in found.values()) <= len(data)
+        assert "memory" not in refusal and "\n" not in refusal
+
+    with room(256 * 2**20):
+        attack()
 
 
 def test_a_header_that_promises_more_than_there_is_allocates_nothing():

@@ -17,7 +17,7 @@ from fl.client import site_code
 from fl.client.audit import AuditLog, open_log
 from fl.client.policy import Code, Policy, PolicyRefusal, site_policy
 from fl.client.request import EvaluateRequest, RehearseRequest, TrainRequest, read
-from fl.config import DataConfigs, ModelConfigs
+from fl.config import DataConfigs, ModelConfigs, TrainConfigs
 
 OPENS_DATA: dict[str, type[EvaluateRequest]] = {
     "train": TrainRequest,
@@ -76,7 +76,7 @@ class Task:
     def ended(self, result: dict[str, Any]) -> None:
         """Note what leaves."""
         update = result.get("update", {}).get("sha256")
-        leaving = [*result.get("metrics", ()), *({"loss", "accuracy"} & result.keys())]
+        leaving = [*result.get("metrics", ()), *({"loss", "accuracy", "metric"} & result.keys())]
         facts = {"update": update, "num_samples": result.get("num_samples"), "metrics": leaving}
         self.note("ended", **{name: value for name, value in facts.items() if value})
 
@@ -119,7 +119,7 @@ def admitted(request: Any) -> Iterator[Task]:
         task.refuse(refusal)
         raise
     except Exception as error:
-        task.note("failed", error=type(error).__name__)
+        task.note("failed", error=type(error).__name__, reason=_text(str(error)))
         raise
 
 
@@ -132,11 +132,15 @@ def _examine(policy: Policy, request: Any) -> dict[str, Any]:
     model, loader = _model(wanted.model_configs), _loader(wanted.data_configs)
     policy.require_code("models", model)
     policy.require_code("loaders", loader)
+    own = _own(wanted.train_configs)
+    for code in own.values():
+        policy.require_code("models", code)
     if isinstance(wanted, TrainRequest):
         policy.require_round(wanted.round)
     elif operation == "evaluate":
-        policy.require_metrics(EVALUATION)
-    return {"model": _line(model), "loader": _line(loader)}
+        policy.require_metrics([*EVALUATION, *(["val_metric"] if "metric" in own else [])])
+    ours = {name: _line(code) for name, code in own.items()}
+    return {"model": _line(model), "loader": _line(loader), **ours}
 
 
 def _model(configs: ModelConfigs) -> Code:
@@ -147,6 +151,20 @@ def _model(configs: ModelConfigs) -> Code:
 def _loader(configs: DataConfigs) -> Code:
     path, sha256 = site_code.identify(configs.dataset_path)
     return Code(path, configs.dataset_name, configs.dataset_kwargs, sha256)
+
+
+def _own(configs: TrainConfigs) -> dict[str, Code]:
+    """The experiment's own loss and metric: code of the site's, as its model is."""
+    named = {
+        "loss": (configs.loss_fn_path, configs.loss_fn_name, configs.loss_fn_kwargs),
+        "metric": (configs.metric_path, configs.metric_name, {}),
+    }
+    found = {}
+    for what, (path, name, kwargs) in named.items():
+        if path is not None and name is not None:
+            file, sha256 = site_code.identify(path)
+            found[what] = Code(file, name, kwargs, sha256)
+    return found
 
 
 def _line(code: Code) -> dict[str, Any]:

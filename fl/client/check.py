@@ -21,11 +21,11 @@ from torch import nn
 from torch.utils.data import Subset
 
 from fl.client import control, data, devices, site_state, trainer
-from fl.client.policy import Policy, site_policy
+from fl.client.policy import Policy, site_policy, told
 from fl.client.request import CheckRequest, RehearseRequest, RequestError
 from fl.client.warm import seed_all
 from fl.config import TrainConfigs
-from fl.errors import FederationError, in_one_line
+from fl.errors import FederationError
 from fl.tensors import Tensors, decode, require_same_layout
 from fl.transport import Ref, Transport
 
@@ -83,7 +83,7 @@ class Items:
         except Doubt as doubt:
             outcome, message = "warning", str(doubt)
         except Exception as error:
-            outcome, message = "failed", in_one_line(error)
+            outcome, message = "failed", told(error)
         self.found.append(Item(check, outcome, message, time.perf_counter() - started))
         return value
 

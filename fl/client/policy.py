@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field
 
 from fl.config import Arguments, ConfigError, PositiveInt, Section, load_section
-from fl.errors import FederationError
+from fl.errors import FederationError, in_one_line
 
 Value = TypeVar("Value")
 
@@ -71,7 +71,7 @@ class Policy(Section):
     experiments: list[str] | None = None
     """Folders of `site_code` that models and loaders may be taken from."""
     models: list[AllowedCode] | None = None
-    """Models that may be trained."""
+    """Models that may be trained, and the losses and metrics of an experiment's own."""
     loaders: list[AllowedCode] | None = None
     """Loaders that may be run: each is a way to data."""
     min_samples: PositiveInt = 1
@@ -82,6 +82,9 @@ class Policy(Section):
     """Tasks that may open data in any 24 hours, whoever sent them; counted in the audit log."""
     metrics: list[str] | None = None
     """Names of metrics that may leave; others are left out of answers."""
+    error_messages: bool = True
+    """Whether an error's message and traceback may leave; a loader's can quote data. If not, its
+    type alone does, and the message stands in the audit log."""
 
     def require_code(self, rule: Literal["models", "loaders"], code: Code) -> None:
         """Refuse a model or loader that is not among the allowed.
@@ -174,3 +177,25 @@ def site_policy() -> Policy:
         return load_section(Path(named), Policy)
     except ConfigError as error:
         raise PolicyRefusal("policy", "the site's policy cannot be read by its tasks") from error
+
+
+def may_tell() -> bool:
+    """Whether what an error says may leave the site."""
+    try:
+        return site_policy().error_messages
+    except PolicyRefusal:
+        return False
+
+
+def told(error: Exception) -> str:
+    """What a server is told of an error.
+
+    Args:
+        error: The error.
+
+    Returns:
+        One line; without its message, where the site's policy keeps that. A refusal is told.
+    """
+    if isinstance(error, PolicyRefusal) or may_tell():
+        return in_one_line(error)
+    return f"{type(error).__name__}: its message is kept at the site, by the site's policy"

@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from fl.errors import FederationError
@@ -48,11 +48,24 @@ def load(path: str, name: str) -> Callable[..., Any]:
     module_name = f"fl_site_code_{digest(str(file).encode() + source)[:16]}"
     module = sys.modules.get(module_name) or _import(module_name, source, file, path)
     found = getattr(module, name, None)
-    if not callable(found):
+    if not callable(found) or not _offers(module, name, found):
         near = difflib.get_close_matches(name, vars(module), n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise SiteCodeError(f"{path}: defines no function or class {name!r}{hint}")
+        known = near and near[0] != name
+        hint = f"did you mean {near[0]}?" if known else "one that it imports must be in its __all__"
+        raise SiteCodeError(f"{path}: defines no function or class {name!r}; {hint}")
     return found  # type: ignore[no-any-return]  # callable() narrows to an untyped callable
+
+
+def _offers(module: ModuleType, name: str, found: Any) -> bool:
+    """Whether a file means a name for others, and did not just import it.
+
+    A loader that imports `subprocess.run` for itself must not have a server call that by its name.
+    Callables that are neither function nor class, such as a `functools.partial`, do not say where
+    they were made, and are taken for the file's own.
+    """
+    if not isinstance(found, type | FunctionType | BuiltinFunctionType):
+        return True
+    return found.__module__ == module.__name__ or name in getattr(module, "__all__", ())
 
 
 def identify(path: str) -> tuple[str, str]:
@@ -103,7 +116,10 @@ def raised(error: Exception) -> str:
 def _inside(path: str) -> Path:
     """The file, links followed; refused where that leads out of the site's folder."""
     folder = site_code_folder()
-    file = (folder / path).resolve()
+    try:
+        file = (folder / path).resolve()
+    except (ValueError, RuntimeError) as error:
+        raise SiteCodeError(f"{path!r}: is no path ({error})") from error
     if not file.is_relative_to(folder):
         raise SiteCodeError(f"{path}: lies outside this site's code folder {folder}")
     return file
@@ -119,7 +135,7 @@ def _import(module_name: str, source: bytes, file: Path, path: str) -> ModuleTyp
     module.__file__ = str(file)
     sys.modules[module_name] = module  # dataclasses and pickling look themselves up there
     try:
-        exec(compile(source, file, "exec"), module.__dict__)  # noqa: S102  (the site's own code)
+        exec(compile(source, file, "exec"), module.__dict__)  # noqa: S102  (its own code)  # nosec B102
     except Exception as error:
         del sys.modules[module_name]
         raise SiteCodeError(f"{path} cannot be imported: {raised(error)}") from error

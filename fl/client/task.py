@@ -22,7 +22,7 @@ from fl.client import algorithms, budget, control, data, devices, jobs, trainer
 from fl.client.admission import admitted
 from fl.client.check import prove
 from fl.client.corrections import Controlled, Correction, Proximal
-from fl.client.policy import PolicyRefusal, site_policy
+from fl.client.policy import PolicyRefusal, may_tell, site_policy, told
 from fl.client.request import (
     CheckRequest,
     EvaluateRequest,
@@ -34,7 +34,6 @@ from fl.client.request import (
 from fl.client.trainer import TrainingError
 from fl.client.warm import seed_all
 from fl.config import ProxystoreConfigs
-from fl.errors import in_one_line
 from fl.tensors import Tensors, decode, encode, require_same_layout
 from fl.transport import Ref, Transport, open_transport
 
@@ -128,7 +127,8 @@ def evaluate(request: dict[str, Any]) -> dict[str, Any]:
         request: An `EvaluateRequest`.
 
     Returns:
-        `loss` and `accuracy` (means over samples), `num_samples`, `seconds` by phase, and `job`.
+        `loss` and `accuracy` (means over samples), `metric` (the experiment's own, if any),
+        `num_samples`, `seconds` by phase, and `job`.
 
     Raises:
         FederationError: The model, loader or transport failed, or there is no validation set.
@@ -146,7 +146,8 @@ def evaluate(request: dict[str, Any]) -> dict[str, Any]:
         with phases("evaluate"):
             seed_all(wanted.model_configs.seed)
             evaluation = trainer.evaluate(model, validation_set, wanted.train_configs)
-    return {"job": wanted.job, **asdict(evaluation), "seconds": phases.seconds}
+    found = {name: value for name, value in asdict(evaluation).items() if value is not None}
+    return {"job": wanted.job, **found, "seconds": phases.seconds}
 
 
 def progress(request: dict[str, Any]) -> dict[str, Any]:
@@ -280,16 +281,17 @@ def _seed(seed: int, client_id: str, round_number: int) -> int:
 
 def _metrics(prefix: str, evaluation: trainer.Evaluation) -> dict[str, float]:
     values = asdict(evaluation)
-    return {f"{prefix}_{name}": values[name] for name in ("loss", "accuracy")}
+    names = ["loss", "accuracy"] + ["metric"] * (evaluation.metric is not None)
+    return {f"{prefix}_{name}": values[name] for name in names}
 
 
 def _describe(error: Exception) -> dict[str, str]:
     """What the server is told; of a refusal the rule alone, no cause behind it."""
-    refused = isinstance(error, PolicyRefusal)
+    traced = may_tell() and not isinstance(error, PolicyRefusal)
     return {
         "type": type(error).__name__,
-        "message": in_one_line(error),
-        "traceback": "" if refused else traceback.format_exc(),
+        "message": told(error),
+        "traceback": traceback.format_exc() if traced else "",
     }
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -34,13 +35,15 @@ class Evaluation:
 
     Attributes:
         loss: Mean of the loss over samples.
-        accuracy: Share of samples whose largest output is their label, 0 to 1.
+        accuracy: Share of labels that have the largest output, 0 to 1.
         num_samples: Samples in the set.
+        metric: What the experiment's own metric says, or None without one.
     """
 
     loss: float
     accuracy: float
     num_samples: int
+    metric: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,10 @@ def require_settings(model: nn.Module, configs: TrainConfigs) -> None:
 
     Raises:
         TrainingError: Something is unknown, or refuses its arguments.
+        SiteCodeError: The experiment's own loss or metric is not in `site_code`.
     """
     _loss(configs)
+    _Metric(configs)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise TrainingError("the model has no parameters to train")
@@ -158,7 +163,8 @@ def train(
         What training did.
 
     Raises:
-        TrainingError: The optimizer, loss or scheduler is unknown, or the loss is not finite.
+        TrainingError: The optimizer, loss or scheduler is unknown, the model does not take the
+            data, or the loss is not finite.
         DeviceError: The device is not here.
         BlockEnded: There is no time for a first step.
     """
@@ -170,11 +176,32 @@ def train(
     left = budget.countdown(configs, len(batches), steps=steps, until=until)
     total = 0.0
     for number, (inputs, labels) in enumerate(budget.within(left, batches), start=1):
-        total += descent.step(inputs, labels, number)
+        with _naming(inputs, labels):
+            total += descent.step(inputs, labels, number)
         descent.advance(end_of_epoch=number % len(batches) == 0)
         on_step(number)
     assert left.stopped is not None  # noqa: S101  (within() ends no earlier)
     return Training(total / left.done, left.done, data.count(dataset), left.stopped)
+
+
+@contextmanager
+def _naming(inputs: torch.Tensor, labels: torch.Tensor) -> Iterator[None]:
+    """Tell what a model or loss raised with the shapes that it raised it on."""
+    try:
+        yield
+    except FederationError:
+        raise
+    except Exception as error:
+        raise TrainingError(
+            f"the model or its loss raised {site_code.raised(error)} on a minibatch of inputs "
+            f"{_shape(inputs)} and labels {_shape(labels)}"
+        ) from error
+
+
+def _shape(batch: Any) -> str:
+    if not isinstance(batch, torch.Tensor):
+        return f"that are a {type(batch).__name__}, no tensor"
+    return f"{list(batch.shape)} {str(batch.dtype).removeprefix('torch.')}"
 
 
 class _Descent:
@@ -225,14 +252,15 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], configs: TrainConfigs) -> 
 
     Args:
         model: The model, moved to `configs.device`.
-        dataset: Samples of (input, label); labels are class indices.
+        dataset: Samples of (input, label); labels are class indices, one a sample or, as for the
+            characters of a text, one a place.
         configs: Loss, device and batch size.
 
     Returns:
-        Mean loss and accuracy.
+        Mean loss over samples and accuracy over labels.
 
     Raises:
-        TrainingError: The set is empty, or the loss is unknown.
+        TrainingError: The set is empty, the loss is unknown, or the model does not take the data.
         DeviceError: The device is not here.
     """
     if data.count(dataset) == 0:
@@ -240,17 +268,56 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], configs: TrainConfigs) -> 
     device = devices.choose(configs.device)
     model.to(device).eval()
     loss_fn = _loss(configs)
-    loss, correct, seen = 0.0, 0, 0
+    loss, correct, labelled, seen = 0.0, 0, 0, 0
+    metric = _Metric(configs)
     with torch.no_grad():
         for inputs, labels in data.validation_batches(dataset, configs):
-            outputs, expected = model(inputs.to(device)), labels.to(device)
-            loss += loss_fn(outputs, expected).item() * len(labels)
-            correct += int((outputs.argmax(dim=1) == expected).sum().item())
+            with _naming(inputs, labels):
+                outputs, expected = model(inputs.to(device)), labels.to(device)
+                loss += loss_fn(outputs, expected).item() * len(labels)
+                correct += int((outputs.argmax(dim=1) == expected).sum().item())
+            labelled += labels.numel()
             seen += len(labels)
-    return Evaluation(loss / seen, correct / seen, seen)
+            metric.add(labels, outputs)
+    return Evaluation(loss / seen, correct / labelled, seen, metric.value())
+
+
+class _Metric:
+    """The experiment's own metric, of a whole set: it need be no mean over samples."""
+
+    def __init__(self, configs: TrainConfigs) -> None:
+        self._name = f"{configs.metric_path}: {configs.metric_name}"
+        self._function: Callable[..., Any] | None = None
+        if configs.metric_path is not None and configs.metric_name is not None:
+            self._function = site_code.load(configs.metric_path, configs.metric_name)
+        self._labels: list[torch.Tensor] = []
+        self._outputs: list[torch.Tensor] = []
+
+    def add(self, labels: torch.Tensor, outputs: torch.Tensor) -> None:
+        """Keep a minibatch, where there is a metric."""
+        if self._function is not None:
+            self._labels.append(labels.cpu())
+            self._outputs.append(outputs.float().cpu())  # NumPy has no bfloat16
+
+    def value(self) -> float | None:
+        """What it says of all that was kept."""
+        if self._function is None:
+            return None
+        labels, outputs = torch.cat(self._labels).numpy(), torch.cat(self._outputs).numpy()
+        try:
+            return float(self._function(labels, outputs))
+        except Exception as error:
+            raise TrainingError(f"{self._name} raised {site_code.raised(error)}") from error
 
 
 def _loss(configs: TrainConfigs) -> nn.Module:
+    if configs.loss_fn_path is not None and configs.loss_fn_name is not None:
+        own = site_code.load(configs.loss_fn_path, configs.loss_fn_name)
+        try:
+            return cast(nn.Module, own(**configs.loss_fn_kwargs))
+        except Exception as error:
+            name = f"{configs.loss_fn_path}: {configs.loss_fn_name}"
+            raise TrainingError(f"{name} raised {site_code.raised(error)}") from error
     factory = _named(nn, "loss_fn", configs.loss_fn)
     try:
         return cast(nn.Module, factory(**configs.loss_fn_kwargs))

@@ -87,7 +87,7 @@ def _token(
         "access_token": identities.issue(client_id, server),
         "scope": " ".join(scopes),
         "expires_in": int(identities.token_lifetime_s),
-        "token_type": "Bearer",
+        "token_type": "Bearer",  # the kind of a token, not one  # nosec B105
         "resource_server": server,
     }
 

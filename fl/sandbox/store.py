@@ -123,7 +123,7 @@ class Store:
             str(uuid.uuid4()), owner, secrets.token_urlsafe(24), registration, parent, options
         )
         self._db.execute(
-            f"INSERT INTO endpoints ({ENDPOINT}) VALUES (?,?,?,?,?,?)",  # noqa: S608 - a constant
+            f"INSERT INTO endpoints ({ENDPOINT}) VALUES (?,?,?,?,?,?)",  # noqa: S608 - a constant  # nosec B608
             (endpoint.id, owner, endpoint.password, json.dumps(registration), parent, options),
         )
         return endpoint
@@ -177,7 +177,7 @@ class Store:
 
     def _endpoints(self, where: str, *values: str) -> list[Endpoint]:
         rows = self._db.execute(
-            f"SELECT {ENDPOINT} FROM endpoints WHERE {where} ORDER BY rowid",  # noqa: S608 - constants
+            f"SELECT {ENDPOINT} FROM endpoints WHERE {where} ORDER BY rowid",  # noqa: S608 - constants  # nosec B608
             values,
         )
         return [Endpoint(r[0], r[1], r[2], json.loads(r[3]), r[4], r[5]) for r in rows]

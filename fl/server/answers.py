@@ -24,8 +24,10 @@ def read_answer(task: Task, result: JSONObject, now: float) -> Answer:
         The answer; numbers that are not finite are left out of its metrics and seconds.
 
     Raises:
-        FederationError: It names no update, or its counts are none.
+        FederationError: It is of another task, names no update, or its counts are none.
     """
+    if result.get("job") != task.job:
+        raise FederationError("the site's answer is of another task than it was sent")
     return Answer(
         client_id=task.client_id,
         version=task.version,
@@ -43,7 +45,7 @@ def read_answer(task: Task, result: JSONObject, now: float) -> Answer:
 def _count(result: JSONObject, key: str) -> int:
     value = result.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**53:
-        raise FederationError(f"the site's {key} is {value!r}, a positive count was expected")
+        raise FederationError(f"the site's {key} is {value!r:.40}, a positive count was expected")
     return value
 
 
@@ -52,8 +54,11 @@ def _numbers(result: JSONObject, key: str) -> dict[str, float]:
     values: Any = result.get(key)
     if not isinstance(values, dict):
         return {}
-    return {
-        name: float(value)
-        for name, value in values.items()
-        if isinstance(value, int | float) and math.isfinite(value)
-    }
+    return {name: float(value) for name, value in values.items() if _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:  # JSON has integers that no float can hold
+        return False

@@ -42,6 +42,8 @@ class SiteMemory:
         answered: Whether that training's update has arrived.
         accepted: The turn of its last update that was used, or None.
         num_samples: Samples that it last said to have, 0 before.
+        norm: Of its last update that was used, or None.
+        rejected: How many of its answers in a row were not believed.
     """
 
     turn: int = 0
@@ -49,6 +51,8 @@ class SiteMemory:
     answered: bool = True
     accepted: int | None = None
     num_samples: int = 0
+    norm: float | None = None
+    rejected: int = 0
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,9 @@ class UpdateReceived:
         metrics: The client's own numbers.
         seconds: At the site, by phase.
         size: Bytes of the encoded update.
-        after: Seconds from the start of the round.
+        sent: When its task was sent, in seconds from the start of the round; below 0 if before.
+        arrived: When its answer came, likewise.
+        after: When it was folded in, likewise.
     """
 
     round: int
@@ -39,17 +41,28 @@ class UpdateReceived:
     metrics: dict[str, float]
     seconds: dict[str, float]
     size: int
+    sent: float
+    arrived: float
     after: float
 
 
 @dataclass(frozen=True)
 class ClientFailed:
-    """A client gave no update in a round."""
+    """A client gave no update in a round.
+
+    Attributes:
+        round: The round.
+        client_id: Which.
+        reason: Why.
+        traceback: The site's, where its own code failed.
+        rejected: How many of its answers in a row were not believed; 0 where it gave none.
+    """
 
     round: int
     client_id: str
     reason: str
     traceback: str | None = None
+    rejected: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,8 +97,8 @@ class SiteChanged:
 
     Attributes:
         client_id: Whose.
-        state: ready, queued, training, late, lost or back; see `fl.server.sites`.
-        reason: Why it is lost, else empty.
+        state: ready, queued, training, late, lost, back or suspended; see `fl.server.sites`.
+        reason: Why it is lost or suspended, else empty.
     """
 
     client_id: str

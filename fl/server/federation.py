@@ -21,17 +21,20 @@ from fl.server.answers import read_answer
 from fl.server.checkpoint import SiteMemory, Snapshot
 from fl.server.clock import Clock
 from fl.server.events import ClientFailed, Listener, RoundStarted, Warned
+from fl.server.norms import norm, require_norm
 from fl.server.requests import train_request
 from fl.server.round import Round
 from fl.server.schedulers import Answer, Assignment, Scheduler, View
 from fl.server.sites import Arrival, Sites, State, Task
-from fl.tensors import Tensors, decode, encode, require_same_layout
+from fl.tensors import Tensors, decode, encode, largest_encoding, require_same_layout
 from fl.transport import GoneError, Ref, Transport, TransportError, UnreachableError
 
 Evaluator = Callable[[Tensors], Evaluation]
 
 FETCHES = 4
 """Times that an update is asked for before its site is asked to train again."""
+REJECTIONS = 3
+"""Answers in a row that are not believed before their site gets no more tasks."""
 FETCH_PAUSE_SECONDS = 2.0
 """Before an update is asked for again; four times as long each time."""
 
@@ -233,8 +236,7 @@ class Server:
         try:
             answer = read_answer(task, outcome, self._clock.now())
         except FederationError as error:
-            self._sites.sit_out(task.client_id, str(error))
-            self._fail(this, task.client_id, error)
+            self._reject(this, task.client_id, error)
             self._discard(outcome)
             return
         if arrival.repeated:
@@ -246,10 +248,14 @@ class Server:
 
     def _fold(self, this: Round, answer: Answer) -> bool:
         """Fetch an update, check it and fold it in; false if that cannot be done, or not yet."""
+        if self._sites[answer.client_id].suspended:
+            self._done_with(answer)
+            return False
+        memory = self._memory[answer.client_id]
         try:
             with this.phase("collect"):
-                update = decode(self._transport.get(answer.update))
-                require_same_layout(self._layout(this), update)
+                update = self._fetch(this, answer.update)
+                size = self._require_norm(this, update)
             with this.phase("aggregate"):
                 self._add(update, self._contribution(this, answer))
         except (UnreachableError, GoneError) as error:
@@ -257,14 +263,47 @@ class Server:
             return False
         except FederationError as error:
             self._done_with(answer)
-            self._sites.sit_out(answer.client_id, str(error))
-            self._fail(this, answer.client_id, error)
+            self._reject(this, answer.client_id, error)
             return False
         self._done_with(answer)
-        self._memory[answer.client_id].accepted = answer.turn
+        memory.accepted, memory.norm, memory.rejected = answer.turn, size, 0
         this.folded.append(answer)
         self._listen(this.received(answer))
         return True
+
+    def _fetch(self, this: Round, ref: Ref) -> Tensors:
+        """An update, once it is known that there is room for it, and that it is one."""
+        layout = self._layout(this)
+        if ref.size > (most := largest_encoding(layout)):
+            raise TransportError(f"its update claims {ref.size} bytes, {most} are the most")
+        if self._is_model(ref):
+            raise TransportError("its update is the model that it was sent")
+        update = decode(self._transport.get(ref))
+        require_same_layout(layout, update)
+        return update
+
+    def _require_norm(self, this: Round, update: Tensors) -> float | None:
+        """Refuse an update that is too large; its norm, where any is asked for."""
+        factor = self._federation.server_configs.norm_bound
+        if factor is None:
+            return None
+        found = norm(update)
+        last = [memory.norm for memory in self._memory.values() if memory.norm is not None]
+        require_norm(found, factor, this.model_norm, last)
+        return found
+
+    def _reject(self, this: Round, name: str, error: FederationError) -> None:
+        """A site's answer is not believed: it is named and counted, and not borne for ever."""
+        memory = self._memory[name]
+        memory.rejected += 1
+        self._sites.sit_out(name, str(error))
+        self._fail(this, name, error, memory.rejected)
+        if memory.rejected >= REJECTIONS:
+            self._suspend(name, f"{memory.rejected} answers in a row were refused, last: {error}")
+
+    def _suspend(self, name: str, reason: str) -> None:
+        self._sites.suspend(name, reason)
+        self._listen(Warned(f"{name} is suspended for the rest of the run: {reason}"))
 
     def _add(self, update: Tensors, contribution: Contribution) -> None:
         try:
@@ -329,7 +368,8 @@ class Server:
         for name, site in self._sites:
             if name not in named:
                 waited = f"no answer within {this.age():.1f} s"
-                reason = site.reason if site.state is State.LOST else waited
+                gone = site.state in (State.LOST, State.SUSPENDED)
+                reason = site.reason if gone else waited
                 self._fail(this, name, FederationError(reason))
 
     def _view(self, this: Round) -> View:
@@ -383,10 +423,12 @@ class Server:
         for name, memory in snapshot.sites.items():
             self._memory[name], site = memory, self._sites[name]
             site.turn, site.version, site.answered = memory.turn, memory.version, memory.answered
+            if memory.rejected >= REJECTIONS:
+                self._suspend(name, f"{memory.rejected} answers in a row were refused")
 
-    def _fail(self, this: Round, name: str, error: FederationError) -> None:
+    def _fail(self, this: Round, name: str, error: FederationError, rejected: int = 0) -> None:
         trace = error.traceback if isinstance(error, SiteError) else None
-        failure = ClientFailed(this.number, name, str(error), trace)
+        failure = ClientFailed(this.number, name, str(error), trace, rejected)
         this.failures.append(failure)
         self._listen(failure)
 
@@ -411,11 +453,19 @@ class Server:
         self._used = []
 
     def _evict(self, ref: Ref) -> None:
-        """Evict; an object that cannot be evicted is worth a line, not the run."""
+        """Evict; an object that cannot be evicted is worth a line, not the run.
+
+        A site may name any object as its update: a model that others still fetch stays.
+        """
+        if self._is_model(ref):
+            return
         try:
             self._transport.evict(ref)
         except FederationError as error:
             self._listen(Warned(f"a model was not evicted: {error}"))
+
+    def _is_model(self, ref: Ref) -> bool:
+        return any(ref.key == model.key for model in self._models.values())
 
     def _discard(self, result: JSONObject) -> None:
         """Evict the update of an answer that is of no use."""

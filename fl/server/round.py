@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 from fl.client.trainer import Evaluation
 from fl.server.checkpoint import Snapshot
 from fl.server.clock import Clock
 from fl.server.events import ClientFailed, RoundEnded, UpdateReceived
+from fl.server.norms import norm
 from fl.server.schedulers import Answer
 
 
@@ -46,6 +48,11 @@ class Round:
         """Seconds since the round began."""
         return self._clock.now() - self.began
 
+    @cached_property
+    def model_norm(self) -> float:
+        """The global model's norm."""
+        return norm(self.weights)
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count what is done inside as time of a phase."""
@@ -66,6 +73,8 @@ class Round:
             metrics=answer.metrics,
             seconds=answer.seconds,
             size=answer.update.size,
+            sent=answer.sent - self.began,
+            arrived=answer.arrived - self.began,
             after=self.age(),
         )
         self._updates.append(update)

@@ -9,6 +9,7 @@ engine when that died is lost, not redelivered. So no news is never taken for go
     late      sent a task that has outlived its round
     lost      its endpoint or its task is gone
     back      lost before, and online again: it gets the next task
+    suspended its answers were not to be believed: it gets no task any more
 
 An endpoint counts as offline after two checks in a row that say so. Where it is online but a task
 is out for long, another small task looks for the first one's record at the site. If there is none,
@@ -68,6 +69,7 @@ class State(StrEnum):
     LATE = "late"
     LOST = "lost"
     BACK = "back"
+    SUSPENDED = "suspended"
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class Site:
         version: The model that it was sent for that.
         answered: Whether that training's update has arrived.
         sits_out: Whether it gets no task before the server's next step.
+        suspended: Why it gets none in this run any more, or empty.
         offline: Whether it was seen to be offline: a lost site may only have lost its task.
         losses: Times that its task was lost since the server's last step.
         misses: Checks in a row that found it offline.
@@ -139,6 +142,7 @@ class Site:
     version: int = -1
     answered: bool = True
     sits_out: bool = False
+    suspended: str = ""
     offline: bool = False
     losses: int = 0
     misses: int = 0
@@ -271,6 +275,17 @@ class Sites:
         site = self._sites[client_id]
         site.sits_out, site.reason = True, reason
 
+    def suspend(self, client_id: str, reason: str) -> None:
+        """Give a site no task in this run any more.
+
+        Args:
+            client_id: The site.
+            reason: What was wrong with its answers.
+        """
+        site = self._sites[client_id]
+        site.suspended, site.sits_out = reason, True
+        self._turn(site, State.SUSPENDED)
+
     def lose(self, client_id: str, turn: int, error: FederationError) -> Arrival | None:
         """An answer came, but its update cannot be had: the site is to do that turn again.
 
@@ -296,7 +311,7 @@ class Sites:
             late: Whether what is still out is late by that.
         """
         for _, site in self:
-            site.losses, site.sits_out = 0, False
+            site.losses, site.sits_out = 0, bool(site.suspended)
             if late and site.task is not None:
                 self._turn(site, State.LATE)
 
@@ -444,6 +459,8 @@ class Sites:
         return None
 
     def _turn(self, site: Site, state: State, reason: str = "") -> None:
+        if site.suspended:
+            state, reason = State.SUSPENDED, site.suspended
         if state is not State.LOST:
             site.offline = False
         site.reason = reason

@@ -22,6 +22,10 @@ class GoneError(TransportError):
     """The bytes are not where they were put: no try will mend that."""
 
 
+LARGEST_BYTES = 2**40
+"""No model is larger: what claims to be is no reference, and deadlines follow from the claim."""
+
+
 @dataclass(frozen=True)
 class Ref:
     """Where bytes are, how many, and what they hash to. It travels as JSON.
@@ -61,9 +65,14 @@ class Ref:
                 "key": dict(key),
                 "size": int(size),
                 "sha256": str(sha256),
-            } if size >= 0 and all(isinstance(part, str) for part in key.values()):
+            } if 0 <= size <= LARGEST_BYTES and all(map(_is_plain, [transport, *key.values()])):
                 return cls(transport, key, size, sha256)
         raise TransportError("not a reference to a model: transport, key, size, sha256 expected")
+
+
+def _is_plain(part: Any) -> bool:
+    """Whether it is text that a message can show."""
+    return isinstance(part, str) and part.isprintable()
 
 
 class Transport(Protocol):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -26,6 +27,9 @@ CONNECT_SECONDS = 10.0
 # measured at 29 MB/s on one host; a tenth of that is taken for dead.
 BASE_SECONDS = 60.0
 BYTES_PER_SECOND = 3e6
+CHUNK_BYTES = 1_048_576
+TEXT_BYTES = 65_536
+"""What an endpoint may say that is no model: an error."""
 
 
 class ProxystoreTransport:
@@ -51,6 +55,7 @@ class ProxystoreTransport:
                 "no ProxyStore endpoint of this federation answers from here "
                 f"({type(error).__name__}: {_one_line(error)})"
             ) from error
+        self._known = {str(endpoint) for endpoint in endpoints}
         self._session = _DeadlineSession()
 
     def put(self, data: bytes) -> Ref:
@@ -88,6 +93,8 @@ class ProxystoreTransport:
             raise TransportError(
                 f"model was sent by {ref.transport}, but this side is set up for {self.name}"
             )
+        if ref.key["endpoint_id"] not in self._known:  # a stranger's word must not lead elsewhere
+            raise TransportError("model is at a ProxyStore endpoint that is not of this federation")
         with self._deadline(size, name):
             return operation(
                 self._address, ref.key["object_id"], ref.key["endpoint_id"], session=self._session
@@ -96,6 +103,7 @@ class ProxystoreTransport:
     @contextmanager
     def _deadline(self, size: int, name: str) -> Iterator[None]:
         self._session.seconds = BASE_SECONDS + size / BYTES_PER_SECOND
+        self._session.most = max(size, TEXT_BYTES)
         try:
             yield
         except requests.RequestException as error:
@@ -110,13 +118,27 @@ class ProxystoreTransport:
 
 
 class _DeadlineSession(requests.Session):
-    """A session whose requests all have a time limit, set before each call."""
+    """A session whose requests all have a limit of time and of bytes, set before each call."""
 
     seconds = BASE_SECONDS
+    most = TEXT_BYTES
 
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
         kwargs.setdefault("timeout", (CONNECT_SECONDS, self.seconds))
-        return super().request(*args, **kwargs)
+        response = super().request(*args, **kwargs)
+        if kwargs.get("stream"):  # else it has been read by now, and is the endpoint's own words
+            response.iter_content = partial(_at_most, self.most, response)  # type: ignore[method-assign]  # ProxyStore's client reads by it
+        return response
+
+
+def _at_most(most: int, response: requests.Response, *_: Any, **__: Any) -> Iterator[bytes]:
+    """A response's bytes as they come, and no more of them than were announced."""
+    read = 0
+    for chunk in requests.Response.iter_content(response, CHUNK_BYTES):
+        read += len(chunk)
+        if read > most:
+            raise TransportError(f"model is larger than the {most} bytes that its reference says")
+        yield chunk
 
 
 def _one_line(error: Exception) -> str:

@@ -1,9 +1,11 @@
 import json
+import time
 
 import pytest
 import torch
 
 from fl.client import data, task, trainer
+from fl.client.request import CheckRequest
 from fl.config import ModelConfigs
 from fl.tensors import decode, encode
 from fl.transport.base import Ref
@@ -73,7 +75,7 @@ class Site:
         return trainer.build_model(configs).state_dict()
 
     def request(self, weights=None, model=("Net", {}), data=("load", {}), **changes):
-        return {
+        request = {
             "operation": "train",
             "round": 1,
             "client_id": "a",
@@ -92,6 +94,12 @@ class Site:
             "proxystore_configs": {},
             **changes,
         }
+        if request["operation"] in ("check", "rehearse"):
+            del request["round"]
+            request.setdefault("until", time.time() + 60)
+        if request["operation"] == "check":
+            request = {key: request[key] for key in CheckRequest.model_fields}
+        return request
 
     def answer(self, **changes):
         """Both ways through JSON, as Globus Compute carries it."""

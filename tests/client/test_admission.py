@@ -2,11 +2,12 @@
 
 import json
 import multiprocessing
+import time
 
 import pytest
 import yaml
 
-from fl.client import admission, site_code
+from fl.client import admission, site_code, task
 from fl.client.audit import open_log, verify
 from fl.client.policy import PolicyRefusal
 from fl.client.request import RequestError
@@ -155,15 +156,60 @@ def test_metrics_that_are_not_listed_stay_at_the_site(site, owner, log):
     assert records(log)[-1]["metrics"] == ["val_loss"]
 
 
+def rehearse(site, **changes):
+    request = site.request(operation="rehearse", until=time.time() + 60, **changes)
+    request.pop("round", None)
+    return task.run(request)
+
+
+def test_a_rehearsal_opens_data_and_so_has_the_same_rules(site, owner):
+    owner(loaders=[])
+    assert "loaders: data.py: load is not listed" in rehearse(site)["error"]["message"]
+    owner(min_samples=20)
+    items = {i["check"]: i for i in rehearse(site, data=("load", {"n": 19}))["result"]["items"]}
+    assert "min_samples: 20 at least" in items["data"]["message"]
+    assert "step" not in items
+
+
+def test_a_rehearsal_tells_no_more_than_a_round_would(site, owner):
+    configs = {"do_validation": True}
+    owner()
+    told = str(rehearse(site, train_configs=configs)["result"]["items"])
+    assert "loss" in told
+    assert "float32" in told
+    owner(metrics=[])
+    told = str(rehearse(site, train_configs=configs)["result"]["items"])
+    assert "loss" not in told
+    assert "float32" not in told
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_nor_does_a_rehearsal_say_it(site, owner, told):
+    owner(error_messages=told)
+    found = rehearse(site, data=("load_badly", {"fault": "raises"}))
+    assert ("disk gone" in json.dumps(found)) is told
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_what_a_loader_says_of_data_stays_at_the_site_if_its_owner_wants(site, owner, log, told):
+    owner(error_messages=told)
+    with (site.code / "data.py").open("a") as file:
+        file.write("def leak():\n    raise KeyError('patient 7')\n")
+    error = site.answer(data=("leak", {}))["error"]
+    assert error["type"] == "DataError"
+    assert ("patient 7" in json.dumps(error)) is told
+    assert "patient 7" in records(log)[-1]["reason"]
+
+
 def test_a_day_has_so_many_tasks_and_a_refused_one_is_none(site, owner, log):
     owner(max_tasks_per_day=2, max_rounds=5)
     assert "max_rounds" in site.answer(round=6)["error"]["message"]
-    site.result(operation="check")
+    site.result(operation="progress", job="job-1")
     site.result()
     site.result(operation="evaluate")
     assert "max_tasks_per_day: 2 at most" in site.answer(round=2)["error"]["message"]
     assert records(log)[-1]["rule"] == "max_tasks_per_day"
-    site.result(operation="check")
+    site.result(operation="progress", job="job-1")
 
 
 def test_yesterdays_tasks_do_not_count(site, owner, log, monkeypatch):
@@ -241,7 +287,6 @@ def test_the_log_says_who_ran_what_and_what_left(site, log):
 @pytest.mark.parametrize(
     ("asked", "events"),
     [
-        ({"operation": "check"}, ["admitted", "ended"]),
         ({"operation": "progress", "job": "job-1"}, ["admitted", "ended"]),
         ({"operation": "shell"}, ["admitted", "failed"]),
         ({"hurry": True}, ["refused"]),

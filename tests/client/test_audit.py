@@ -94,19 +94,21 @@ def test_what_happened_lately_is_read_from_the_end(tmp_path, monkeypatch):
     assert verify(file).lines == 301
 
 
-def _write_many(file, name):
-    write(file, *[f"{name}{number}" for number in range(40)])
+def _write_many(file, name, barrier):
+    barrier.wait(30)
+    write(file, *[f"{name}{number}" for number in range(150)])
 
 
 def test_workers_that_write_at_once_leave_one_chain(tmp_path):
     file = tmp_path / "audit.jsonl"
     context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_write_many, args=(file, name)) for name in "abc"]
+    barrier = context.Barrier(4)
+    workers = [context.Process(target=_write_many, args=(file, name, barrier)) for name in "abcd"]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    assert verify(file).lines == 120
+    assert verify(file).lines == 600
 
 
 def test_a_log_that_cannot_be_had_is_named(tmp_path, monkeypatch):

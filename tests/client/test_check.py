@@ -1,21 +1,14 @@
-import time
-
 import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from fl.client import data, task
-
-CHECK = {"operation", "client_id", "model", "proxystore_configs", "until"}
-REHEARSAL = CHECK | {"train_configs", "model_configs", "data_configs"}
+from fl.client import data
 
 
 def check(site, operation="rehearse", **changes):
-    """Ask a site for a check, with what `changes` make of its request; items by their names."""
-    request = site.request(operation=operation, until=time.time() + 60, **changes)
-    kept = REHEARSAL if operation == "rehearse" else CHECK
-    answer = task.run({key: value for key, value in request.items() if key in kept})
-    return {item["check"]: item for item in answer["result"]["items"]}
+    """What a site says to a check, by the items' names."""
+    items = site.result(operation=operation, **changes)["items"]
+    return {item["check"]: item for item in items}
 
 
 def test_a_check_is_the_way_alone(site):

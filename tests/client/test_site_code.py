@@ -1,6 +1,11 @@
-import pytest
+import tempfile
+from pathlib import Path
 
-from fl.client.site_code import SiteCodeError, load
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fl.client.site_code import SiteCodeError, identify, load
 
 
 def test_loads_a_function(site_code):
@@ -22,9 +27,37 @@ def test_nothing_outside_the_folder(site_code, tmp_path):
     outside = tmp_path / "outside.py"
     outside.write_text("def f():\n    return 0\n")
     (site_code / "link.py").symlink_to(outside)
-    for path in ("../outside.py", str(outside), "link.py"):
-        with pytest.raises(SiteCodeError, match="outside"):
-            load(path, "f")
+    (site_code / "folder").symlink_to(tmp_path)
+    beside = tmp_path / "site_code_too"
+    beside.mkdir()
+    (beside / "outside.py").write_text("def f():\n    return 0\n")
+    ways = ["../outside.py", "a/../../outside.py", str(outside), "link.py", "folder/outside.py"]
+    for path in [*ways, "../site_code_too/outside.py"]:
+        for use in (identify, lambda path: load(path, "f")):
+            with pytest.raises(SiteCodeError, match="outside"):
+                use(path)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(["..", ".", "/", "a", "", "~", "\0"]) | st.text(), max_size=8))
+def test_no_path_leads_out_of_the_folder(parts):
+    with tempfile.TemporaryDirectory() as top, pytest.MonkeyPatch.context() as patch:
+        folder = Path(top).resolve() / "site_code"
+        (folder / "a").mkdir(parents=True)
+        (folder.parent / "a").write_text("secret")
+        patch.setenv("FL_SITE_CODE", str(folder))
+        with pytest.raises(SiteCodeError):
+            identify("/".join(parts))
+
+
+def test_what_a_file_imports_for_itself_is_not_a_servers_to_call(site_code, tmp_path):
+    marker = tmp_path / "executed"
+    source = "from subprocess import run\nfrom os.path import join\n__all__ = ['join']\n"
+    (site_code / "data.py").write_text(source)
+    with pytest.raises(SiteCodeError, match="no function or class 'run'"):
+        load("data.py", "run")(["touch", str(marker)])
+    assert not marker.exists()
+    assert load("data.py", "join")("a", "b") == "a/b"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A stolen client secret, tried against a deployed site's real daemons."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,12 +14,13 @@ pytestmark = pytest.mark.daemons
 
 # Runs in a process of its own: the SDK reads its credentials when it is imported.
 ATTACK = """
+import json
 import sys
 from globus_compute_sdk import Client, Executor
 from globus_compute_sdk.serialize import ComputeSerializer, JSONData
 import fl.endpoints.serialization as ours
 
-kind, endpoint, function, marker = sys.argv[1:]
+kind, endpoint, function, marker, request = sys.argv[1:]
 source = f"st\\nboom:open({marker!r}, 'w').close()\\ndef boom(*a): pass\\n"
 
 class Tagged(ComputeSerializer):
@@ -44,6 +46,8 @@ if kind == "foreign function":
         f"def f(): open({marker!r}, 'w').close()", "f"), ())
 elif kind == "pickled argument":
     submit(ComputeSerializer(), function, ({"operation": "check"},))
+elif kind == "foreign request":
+    submit(ours.JSONOnly(), function, (json.loads(request),))
 elif kind == "argument tagged as code":
     submit(Tagged(), function, ("as code",))
 """
@@ -58,19 +62,64 @@ elif kind == "argument tagged as code":
     ],
 )
 def test_a_stolen_secret_runs_nothing_but_our_task(federation, tmp_path, kind, expected):
+    marker = tmp_path / "executed"
+    done = attack(federation, kind, marker)
+    assert done.startswith("refused:"), done
+    assert expected in done
+    assert not marker.exists()
+    assert TASK_NAME not in done
+
+
+def attack(federation, kind, marker, request=None):
+    """Submit to the first site with the federation's own secret; what the attacker sees."""
     server = yaml.safe_load(federation.server_yaml.read_text())["server_configs"]
     client = yaml.safe_load(federation.clients_yaml.read_text())["clients"][0]
     function = server["comm_configs"]["globus_compute_configs"]["function_id"]
-    marker = tmp_path / "executed"
+    arguments = [kind, client["endpoint_id"], function, str(marker), json.dumps(request)]
     done = subprocess.run(
-        [sys.executable, "-c", ATTACK, kind, client["endpoint_id"], function, str(marker)],
+        [sys.executable, "-c", ATTACK, *arguments],
         capture_output=True,
         text=True,
         timeout=120,
         env={**os.environ, **federation.credentials},
         check=False,
     )
-    assert done.stdout.startswith("refused:"), done.stdout + done.stderr
-    assert expected in done.stdout
-    assert not marker.exists()
-    assert TASK_NAME not in done.stdout
+    return done.stdout or done.stderr
+
+
+def train_request(**changes):
+    return {
+        "operation": "train",
+        "round": 1,
+        "client_id": "stranger",
+        "model": {},
+        "train_configs": {},
+        "model_configs": {"model_path": "digits/model.py", "model_name": "DigitsCNN"},
+        "data_configs": {"dataset_path": "digits/data.py", "dataset_name": "get_digits"},
+        "proxystore_configs": {},
+        **changes,
+    }
+
+
+def test_a_stolen_secret_meets_the_sites_policy_and_leaves_lines_in_its_log(federation, tmp_path):
+    policy = federation.dir / "site-a" / "site-policy.yaml"
+    before = policy.read_text()
+    policy.write_text("max_rounds: 1\nexperiments: [digits]\n")
+    outside = {"dataset_path": "../bin/daemon", "dataset_name": "main"}
+    try:
+        late = attack(federation, "foreign request", tmp_path, train_request(round=2))
+        foreign = attack(
+            federation, "foreign request", tmp_path, train_request(data_configs=outside)
+        )
+    finally:
+        policy.write_text(before)
+    assert "PolicyRefusal" in late and "max_rounds: 1 at most" in late
+    assert "lies outside this site" in foreign
+    log = federation.dir / "site-a" / "audit.jsonl"
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    refused = [record for record in records if record["client_id"] == "stranger"]
+    assert [(record["event"], record["rule"]) for record in refused] == [
+        ("refused", "max_rounds"),
+        ("refused", "request"),
+    ]
+    assert federation.call("fl", "audit", "verify", str(log)).returncode == 0

@@ -100,6 +100,7 @@ def train(delta, num_samples=1, **extra):
             change = {name: weights[name] + tensor for name, tensor in change.items()}
         return {
             "result": {
+                "job": request["job"],
                 "update": transport.put(encode(change)).to_json(),
                 "num_samples": num_samples,
                 "steps": 1,

@@ -1,0 +1,206 @@
+"""APPFL's keys that are not ours: taken for what they mean here, or refused with what to write.
+
+The other keys of its files are those of `fl.config`, by the same names; docs/appfl.md lists all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Key:
+    """One of APPFL's keys that `fl.config` does not have.
+
+    Attributes:
+        means: The values that ask for nothing but what is done here in any case.
+        instead: What to write in place of any other.
+        note: What people should know of it, where its value has no effect.
+    """
+
+    means: Callable[[Any], bool]
+    instead: str
+    note: str = ""
+
+
+def _only(value: Any) -> Callable[[Any], bool]:
+    return lambda given: given is value
+
+
+def _anything(_value: Any) -> bool:
+    return True
+
+
+def _nothing(_value: Any) -> bool:
+    return False
+
+
+def _switched_off(switch: str, settings: set[str]) -> Callable[[Any], bool]:
+    """A section that is off, and has no key but those that APPFL reads in it."""
+    return lambda given: (
+        given is None
+        or (
+            isinstance(given, dict)
+            and given.get(switch, False) is False
+            and given.keys() <= {switch, *settings}
+        )
+    )
+
+
+TRAIN = {
+    "use_dp": Key(
+        _only(False), "there is no differential privacy at clients here: use_dp: false, or no key"
+    ),
+    "epsilon": Key(_anything, ""),
+    "dp_mechanism": Key(_anything, ""),
+    "dp_config": Key(_anything, ""),
+    "val_data_shuffle": Key(
+        _only(False), "validation keeps the data's order, which changes no result: leave it out"
+    ),
+    "send_gradient": Key(
+        lambda given: isinstance(given, bool),
+        "leave it out: what clients send follows from the aggregator",
+    ),
+    "optimize_memory": Key(
+        _only(True), "updates are never held longer than the aggregator needs them: leave it out"
+    ),
+    "trainer_path": Key(
+        _nothing, "sites run this package's trainers alone: leave it out and set trainer"
+    ),
+}
+"""In train_configs. Those of differential privacy mean nothing while `use_dp` is off."""
+
+LOGGING = {
+    name: Key(
+        _anything,
+        "",
+        "has no effect: a site's log is its endpoint's, and its metrics are in the run's folder",
+    )
+    for name in ("logging_output_dirname", "logging_output_filename")
+}
+"""In a client's train_configs."""
+
+COMM = {
+    "compressor_configs": Key(
+        _switched_off(
+            "enable_compression",
+            {
+                "lossy_compressor",
+                "lossless_compressor",
+                "error_bounding_mode",
+                "error_bound",
+                "param_cutoff",
+            },
+        ),
+        "models are not compressed here: enable_compression: false, or no compressor_configs",
+    ),
+    "s3_configs": Key(
+        _switched_off("enable_s3", {"s3_bucket", "s3_creds_file", "s3_temp_dir"}),
+        "models of any size travel by ProxyStore: enable_s3: false, and "
+        "comm_configs.proxystore_configs in both files",
+    ),
+}
+"""In comm_configs, of whichever section."""
+
+SERVER = {
+    "val_data_configs": Key(
+        _nothing,
+        "write data_configs (dataset_path, dataset_name, dataset_kwargs), whose loader returns two "
+        "sets as a client's does, and server_validation: true",
+    ),
+}
+
+CLIENT = {
+    "wandb_configs": Key(
+        _switched_off("enable_wandb", {"entity", "project", "exp_name"}),
+        "metrics are in the run's folder: enable_wandb: false, or no wandb_configs",
+    ),
+    "mlflow_configs": Key(_nothing, "metrics are in the run's folder: leave it out"),
+}
+
+SCHEDULER = {
+    "same_init_model": Key(_only(True), "every client starts from the server's model: true"),
+}
+
+AGGREGATOR = {
+    "gradient_based": Key(
+        lambda given: isinstance(given, bool),
+        "leave it out: what clients send follows from the aggregator",
+    ),
+}
+
+CONNECTORS = ("RedisConnector", "FileConnector", "GlobusConnector")
+
+
+def translate(content: Any) -> Iterator[str]:
+    """Turn APPFL's server or client file into ours, in place.
+
+    Args:
+        content: What the file's YAML says; what is no mapping is left for validation to refuse.
+
+    Yields:
+        A note for each key that has no effect here.
+
+    Raises:
+        ValueError: A key asks for what is not done here; the message says what to write instead.
+    """
+    if not isinstance(content, dict):
+        return
+    shared = _mapping(content, "client_configs")
+    server = _mapping(content, "server_configs")
+    yield from _take(shared, "train_configs", TRAIN, "client_configs.")
+    yield from _ways(shared, "client_configs.")
+    if shared.get("comm_configs") == {}:
+        del shared["comm_configs"]  # ours has ways at the server and for each client, not for all
+    yield from _of(server, SERVER, "server_configs.")
+    yield from _take(server, "scheduler_kwargs", SCHEDULER, "server_configs.")
+    yield from _take(server, "aggregator_kwargs", AGGREGATOR, "server_configs.")
+    yield from _ways(server, "server_configs.")
+    clients = content.get("clients")
+    for number, client in enumerate(clients if isinstance(clients, list) else []):
+        if isinstance(client, dict):
+            yield from _of_client(client, f"clients.{number}.")
+
+
+def _of_client(client: dict[str, Any], place: str) -> Iterator[str]:
+    yield from _of(client, CLIENT, place)
+    yield from _take(client, "train_configs", TRAIN | LOGGING, place)
+    yield from _ways(client, place)
+    if client.get("endpoint_id") and "client_id" not in client:
+        client["client_id"] = client["endpoint_id"]
+
+
+def _ways(section: dict[str, Any], place: str) -> Iterator[str]:
+    yield from _take(section, "comm_configs", COMM, place)
+    proxystore = _mapping(_mapping(section, "comm_configs"), "proxystore_configs")
+    connector = proxystore.get("connector_type")
+    if connector in CONNECTORS:
+        raise ValueError(
+            f"{place}comm_configs.proxystore_configs.connector_type: models travel between "
+            f"ProxyStore endpoints, not by {connector}: connector_type: EndpointConnector, and the "
+            "endpoints' ids in connector_configs.endpoints"
+        )
+
+
+def _take(parent: dict[str, Any], name: str, keys: dict[str, Key], place: str) -> Iterator[str]:
+    yield from _of(_mapping(parent, name), keys, f"{place}{name}.")
+
+
+def _of(section: dict[str, Any], keys: dict[str, Key], place: str) -> Iterator[str]:
+    """Take APPFL's keys out of a section."""
+    for name, key in keys.items():
+        if name not in section:
+            continue
+        if not key.means(section[name]):
+            raise ValueError(f"{place}{name}: {key.instead}")
+        if key.note:
+            yield f"{place}{name} {key.note}"
+        del section[name]
+
+
+def _mapping(parent: dict[str, Any], name: str) -> dict[str, Any]:
+    """A section, or an empty one in place of what is none."""
+    found = parent.get(name)
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,200 @@
+"""What a run's folder says, to anyone and at any time: while its run goes on, and after a crash.
+
+The folder is read, and nothing in it is believed: a last line that is torn is left out, one that
+means nothing to this version is named.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from fl.errors import FederationError
+from fl.server.events import RoundEnded, SiteChanged
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that has, or had, a run open: what its `lock` file holds.
+
+    Attributes:
+        pid: Its number.
+        host: Where that means something.
+        since: When it opened the run, in Unix seconds.
+    """
+
+    pid: int
+    host: str
+    since: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndedRound(RoundEnded):
+    """A line of `metrics.jsonl`: a round, and when it ended in Unix seconds."""
+
+    at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateChange(SiteChanged):
+    """A line of `sites.jsonl`: a site's new state, and since when in Unix seconds."""
+
+    at: float
+
+
+@dataclass(frozen=True)
+class SentTask:
+    """What is read of a line of `tasks.jsonl`.
+
+    Attributes:
+        client_id: To whom the task was sent.
+        version: Steps that the server had taken.
+        size: Bytes of its model.
+    """
+
+    client_id: str
+    version: int
+    size: int
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """A line of `log.jsonl`: what else happened.
+
+    Attributes:
+        at: When, in Unix seconds.
+        event: A round was started, a client failed in it, a person was warned, or the run ended
+            before its last round did.
+        round: Which round, of `started` and `failed`.
+        client_id: Who, of `failed`.
+        message: Why, of all but `started`.
+        traceback: The site's, of `failed` in its own code.
+    """
+
+    at: float
+    event: Literal["started", "failed", "warned", "ended"]
+    round: int | None = None
+    client_id: str = ""
+    message: str = ""
+    traceback: str | None = None
+
+
+@dataclass(frozen=True)
+class History:
+    """A run so far.
+
+    Attributes:
+        folder: The run's.
+        owner: Who has or had it open last, or None where that cannot be read.
+        is_open: Whether a process has it open, as far as this machine can see.
+        is_finished: Whether the model of its last round is there.
+        rounds: That ended, in their order.
+        tasks: That were sent, in their order.
+        changes: Of sites' states, in their order.
+        log: What else happened, in its order.
+    """
+
+    folder: Path
+    owner: Owner | None
+    is_open: bool
+    is_finished: bool
+    rounds: list[EndedRound]
+    tasks: list[SentTask]
+    changes: list[StateChange]
+    log: list[LogLine]
+
+
+def find_run(folder: Path) -> Path:
+    """A run's folder: the one given, or the newest in a folder of runs.
+
+    Args:
+        folder: Either.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        FederationError: It is neither.
+    """
+    if (folder / "run.json").is_file():
+        return folder
+    # The names begin with the time.
+    runs = sorted(file.parent for file in folder.glob("*/run.json"))
+    if not runs:
+        raise FederationError(
+            f"{folder}: is no run's folder, nor are there any in it; name one that fl-run made"
+        )
+    return runs[-1]
+
+
+def read_history(folder: Path) -> History:
+    """Read a run's folder.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The run so far.
+
+    Raises:
+        FederationError: A file cannot be read, or a line in it is none of this version's.
+    """
+    return History(
+        folder=folder,
+        owner=next(_lines(folder / "lock", Owner), None),
+        is_open=_is_open(folder / "lock"),
+        is_finished=(folder / "model.safetensors").exists(),
+        rounds=list(_lines(folder / "metrics.jsonl", EndedRound)),
+        tasks=list(_lines(folder / "tasks.jsonl", SentTask)),
+        changes=list(_lines(folder / "sites.jsonl", StateChange)),
+        log=list(_lines(folder / "log.jsonl", LogLine)),
+    )
+
+
+def _is_open(lock: Path) -> bool:
+    """Whether a process holds a run's lock; to look is to hold it too, for a moment."""
+    try:
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _unreadable(lock, error) from error
+    return False
+
+
+Line = TypeVar("Line")
+
+
+def _lines(file: Path, kind: type[Line]) -> Iterator[Line]:
+    """A file's lines, but for those that a crash or a full disk has torn."""
+    adapter = TypeAdapter(kind)
+    try:
+        lines = file.read_text(errors="replace").split("\n")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    for number, line in enumerate(lines, 1):
+        try:
+            yield adapter.validate_json(line)
+        except ValidationError as error:
+            fault = error.errors(include_url=False, include_input=False)[0]
+            if fault["type"] == "json_invalid":
+                continue
+            place = ".".join(str(part) for part in fault["loc"])
+            raise FederationError(
+                f"{file}: line {number}: {place}: {fault['msg']}; "
+                "was this folder written by another version of fl? versions.json says which"
+            ) from error
+
+
+def _unreadable(file: Path, error: OSError) -> FederationError:
+    return FederationError(f"{file}: cannot be read ({error.strerror})")

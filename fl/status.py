@@ -1,0 +1,286 @@
+"""What a run is doing now, for another terminal and after a crash."""
+
+from __future__ import annotations
+
+import shlex
+import socket
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fl.config import Federation, read_federation
+from fl.history import History, Owner, StateChange, read_history
+
+ERRORS = 5
+"""How many of the last errors are told."""
+NAMED = 8
+"""How many of the sites that a run waits for are named in its line; the table has all."""
+
+
+@dataclass(frozen=True)
+class SiteStatus:
+    """What a site is doing.
+
+    Attributes:
+        client_id: The site.
+        state: As `fl.server.sites` has it; `ready` too before it was sent its first task.
+        since: In Unix seconds; None before its first task of this process.
+        reason: Why it is lost, else empty.
+    """
+
+    client_id: str
+    state: str
+    since: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Something that went wrong.
+
+    Attributes:
+        at: When, in Unix seconds.
+        client_id: The site; empty for the run itself.
+        message: What.
+    """
+
+    at: float
+    client_id: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run at one moment.
+
+    Attributes:
+        run: Its folder.
+        state: `running`; `finished`; `ended`, before its last round did; or `elsewhere`: another
+            machine began it, and whether it still runs cannot be seen from this one.
+        owner: The process that has or had it open last.
+        round: The latest that was begun, 0 before the first.
+        rounds: How many there are to be.
+        since: When that round began, in Unix seconds.
+        deadline: When it ends at the latest, likewise; None if it has ended.
+        done: Rounds that ended.
+        loss: Of the last one's model at the server, where that is evaluated.
+        accuracy: Likewise.
+        waits_for: What has to happen next.
+        sites: All of them; of a run that is not going on, as they were.
+        errors: The last ones, the newest last.
+        resume: The command that goes on with the run; None unless it `ended`.
+    """
+
+    run: str
+    state: Literal["running", "finished", "ended", "elsewhere"]
+    owner: Owner | None
+    round: int
+    rounds: int
+    since: float | None
+    deadline: float | None
+    done: int
+    loss: float | None
+    accuracy: float | None
+    waits_for: str
+    sites: list[SiteStatus]
+    errors: list[Trouble]
+    resume: str | None
+
+
+def status(folder: Path) -> Status:
+    """Read what a run is doing from its folder.
+
+    Args:
+        folder: The run's.
+
+    Returns:
+        What it is doing.
+
+    Raises:
+        FederationError: A file in the folder cannot be read.
+    """
+    history = read_history(folder)
+    configs = (federation := read_federation(folder / "config.yaml")).server_configs
+    state, sites = _state(history), _sites(history, federation)
+    begun = _begun(history)
+    last = history.rounds[-1] if history.rounds else None
+    done = last.round if last else 0
+    goes_on = begun is not None and begun.number > done
+    return Status(
+        run=str(folder),
+        state=state,
+        owner=history.owner,
+        round=begun.number if begun and goes_on else done,
+        rounds=configs.num_global_epochs,
+        since=begun.at if begun and goes_on else None,
+        deadline=begun.at + configs.round_deadline if begun and goes_on else None,
+        done=done,
+        loss=last.loss if last else None,
+        accuracy=last.accuracy if last else None,
+        waits_for=_waits_for(sites, goes_on) if state == "running" else "",
+        sites=sites,
+        errors=_errors(history),
+        resume=f"fl-run --resume {shlex.quote(str(folder))}" if state == "ended" else None,
+    )
+
+
+def show(status: Status, now: float) -> RenderableType:
+    """A run for a terminal. What sites said of themselves is text, and moves no cursor.
+
+    Args:
+        status: The run.
+        now: Unix seconds.
+
+    Returns:
+        What rich can print.
+    """
+    lines = [
+        f"{status.run}: {_STATES[status.state]}",
+        *([_by(status.owner, now)] if status.owner else []),
+        _done(status),
+        *_round(status, now),
+    ]
+    if status.waits_for:
+        lines.append(f"waits for {status.waits_for}")
+    table = Table("site", "state", "since", "reason")
+    for site in status.sites:
+        since = "" if site.since is None else _ago(site.since, now)
+        table.add_row(*map(_plain, (site.client_id, site.state, since, site.reason)))
+    errors = [
+        f"{_clock(error.at, now)} {error.client_id or 'the run'}: {error.message}"
+        for error in status.errors
+    ]
+    after = ["last errors:" if errors else "no errors", *errors]
+    if status.resume:
+        after.append(f"to go on with it: {status.resume}")
+    return Group(*map(_plain, lines), table, *map(_plain, after))
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A round that was begun, and when."""
+
+    number: int
+    at: float
+
+
+_STATES = {
+    "running": "running",
+    "finished": "finished",
+    "ended": "ended before its last round",
+    "elsewhere": "not seen from this machine; ask on the other",
+}
+
+
+def _state(history: History) -> Literal["running", "finished", "ended", "elsewhere"]:
+    if history.is_open:
+        return "running"
+    if history.is_finished:
+        return "finished"
+    said_so = any(line.event == "ended" for line in history.log if _is_latest(history, line.at))
+    # A lock is not seen across every shared file system.
+    here = history.owner is None or history.owner.host == socket.gethostname()
+    return "ended" if said_so or here else "elsewhere"
+
+
+def _is_latest(history: History, at: float) -> bool:
+    """Whether something happened to the process that has or had the run open last."""
+    return history.owner is None or at >= history.owner.since
+
+
+def _begun(history: History) -> _Begun | None:
+    """The last round that this process began."""
+    begun = [
+        _Begun(line.round, line.at)
+        for line in history.log
+        if line.event == "started" and line.round is not None and _is_latest(history, line.at)
+    ]
+    return begun[-1] if begun else None
+
+
+def _sites(history: History, federation: Federation) -> list[SiteStatus]:
+    """Every site's last change; one of an earlier process says nothing of this one's tasks."""
+    latest = {
+        change.client_id: change for change in history.changes if _is_latest(history, change.at)
+    }
+    return [_site(client.client_id, latest.get(client.client_id)) for client in federation.clients]
+
+
+def _site(client_id: str, change: StateChange | None) -> SiteStatus:
+    if change is None:
+        return SiteStatus(client_id, "ready", None, "")
+    return SiteStatus(client_id, change.state, change.at, change.reason)
+
+
+def _waits_for(sites: list[SiteStatus], goes_on: bool) -> str:
+    """What has to happen before the round is over."""
+    out = [f"{site.client_id} ({site.state})" for site in sites if site.state in _AWAITED]
+    if not goes_on or not out:
+        return "the server: what it does between sites' answers and the next round's tasks"
+    more = len(out) - NAMED
+    return ", ".join(out[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+_AWAITED = ("queued", "training", "lost", "back")
+
+
+def _errors(history: History) -> list[Trouble]:
+    said = [
+        Trouble(line.at, line.client_id, line.message)
+        for line in history.log
+        if line.event != "started"
+    ]
+    lost = [
+        Trouble(change.at, change.client_id, f"{change.state}: {change.reason}")
+        for change in history.changes
+        if change.state == "lost"
+    ]
+    return sorted(said + lost, key=lambda trouble: trouble.at)[-ERRORS:]
+
+
+def _by(owner: Owner, now: float) -> str:
+    return f"process {owner.pid} on {owner.host}, begun at {_ago(owner.since, now)}"
+
+
+def _done(status: Status) -> str:
+    done = f"{status.done} of {status.rounds} rounds done"
+    if status.accuracy is not None:
+        done += f", accuracy {status.accuracy:.4f}"
+    if status.loss is not None:
+        done += f", loss {status.loss:.4f}"
+    return done
+
+
+def _round(status: Status, now: float) -> list[str]:
+    """The round that goes on, or went on at the end."""
+    if status.since is None or status.deadline is None:
+        return []
+    sent = f"sent out at {_ago(status.since, now)}"
+    if status.state != "running":
+        return [f"round {status.round} was going on, {sent}"]
+    deadline = _clock(status.deadline, now)
+    return [f"round {status.round} goes on, {sent}", f"it ends by {deadline}, or fails"]
+
+
+def _ago(at: float, now: float) -> str:
+    seconds = max(now - at, 0.0)
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{_clock(at, now)}, {seconds / size:.0f} {unit} ago"
+    return f"{_clock(at, now)}, {seconds:.0f} s ago"
+
+
+def _clock(at: float, now: float) -> str:
+    """Local time with its zone, and the day if that is another: people and sites are in many."""
+    then, today = (datetime.fromtimestamp(moment).astimezone() for moment in (at, now))
+    return then.strftime("%H:%M:%S %Z" if then.date() == today.date() else "%Y-%m-%d %H:%M:%S %Z")
+
+
+def _plain(text: str) -> Text:
+    """Text without control characters: a site's may hold any."""
+    return Text("".join(char if char.isprintable() else " " for char in text), overflow="fold")

@@ -1,0 +1,129 @@
+"""What a report shows, from a folder that the real recorder wrote."""
+
+import csv
+import dataclasses
+import io
+import math
+
+import pytest
+
+from fl.report.numbers import (
+    PHASES,
+    SERVER,
+    Missing,
+    metrics_table,
+    read_run,
+    server_spans,
+    site_spans,
+    spans_table,
+)
+from fl.server.events import SiteChanged
+from tests.recorded import Run
+
+
+@pytest.fixture
+def run(tmp_path):
+    made = Run(["a", "b"], tmp_path / "runs")
+    yield made
+    made.close()
+
+
+def rows(table):
+    return list(csv.DictReader(io.StringIO(table)))
+
+
+def test_a_sites_phases_follow_each_other(run):
+    update = run.answer(1, "a", train=1.0)
+    began, *ends = site_spans(update)
+    took = [end - start for start, end in zip([began, *ends], ends, strict=False)]
+    # Sent at 0.2; 1.5 s at the site; arrived at 0.7 s + 1.5 s.
+    assert took == pytest.approx([0.5, 0.1, 1.2, 0.2, 0.2])
+    assert began == 0.2
+
+
+@pytest.mark.parametrize("seconds", [{"train": 1e9}, {"get": -5.0, "train": 1.0}, {}])
+def test_what_a_site_says_of_its_time_ends_with_its_answer(run, seconds):
+    update = dataclasses.replace(run.answer(1, "a"), seconds=seconds)
+    spans = site_spans(update)
+    assert spans == sorted(spans)
+    assert max(spans[:-1]) <= update.arrived
+    assert spans[-1] == update.after
+
+
+def test_the_servers_phases_are_what_it_measured(run):
+    run.play(1)
+    (ended,) = read_run(run.folder).ended
+    spans = dict(zip(PHASES, server_spans(ended)[1:], strict=True))
+    assert spans["train"] == 0.0
+    assert spans["send"] == pytest.approx(0.2)
+    assert spans["wait"] - spans["send"] == pytest.approx(2.0)
+    assert spans["evaluate"] == pytest.approx(2.8)
+
+
+def test_every_update_and_the_server_has_a_row(run):
+    run.play(1)
+    run.play(2)
+    found = [(row["round"], row["site"]) for row in rows(spans_table(read_run(run.folder)))]
+    assert found == [(n, site) for n in "12" for site in ("a", "b", SERVER)]
+
+
+def test_bytes_count_what_was_sent_again(run):
+    run.begin(1)
+    run.begin(1, sites=["a"])
+    run.end(1, [run.answer(1, name) for name in run.names])
+    assert [(s.bytes_down, s.bytes_up) for s in read_run(run.folder).sites] == [
+        (2000, 1000),
+        (1000, 1000),
+    ]
+
+
+def test_who_was_late_is_told_of_the_round_that_its_task_was_of(run):
+    run.begin(1)
+    run.end(1, [run.answer(1, "a")])
+    run.record(SiteChanged("b", "late"))  # as the loop says it: after the round's end
+    run.begin(2, sites=["a"])
+    run.end(2, [run.answer(2, "a")])
+    assert read_run(run.folder).missing == [Missing(1, "b", "late", "")]
+
+
+def test_a_site_is_told_of_once_a_round_with_what_is_known(run):
+    run.begin(1)
+    failure = run.fail(1, "a", "its endpoint is offline")
+    run.end(1, [run.answer(1, "b")], [failure])
+    run.begin(2)
+    failure = run.fail(2, "b", "CUDA is not there", state="ready")
+    run.end(2, [run.answer(2, "a")], [failure])
+    assert read_run(run.folder).missing == [
+        Missing(1, "a", "lost", "its endpoint is offline"),
+        Missing(2, "b", "failed", "CUDA is not there"),
+    ]
+
+
+def test_a_run_is_read_while_it_goes_on(run):
+    run.play(1)
+    run.begin(2)
+    run.record(SiteChanged("a", "lost", "gone"))
+    found = read_run(run.folder)
+    assert found.state == "running"
+    assert [missing.round for missing in found.missing] == [2]
+
+
+def test_metrics_that_are_no_numbers_are_left_out_of_plots(run):
+    run.begin(1)
+    run.end(1, [run.answer(1, "a", val_loss=1 / 3)])
+    found = read_run(run.folder)
+    found.ended[0].updates[0].metrics["train_loss"] = math.inf
+    (row,) = rows(metrics_table(found))
+    assert row == {
+        "round": "1",
+        "site": "a",
+        "train_loss": "",
+        "val_loss": "0.33333",
+        "val_accuracy": "0.5",
+    }
+
+
+def test_a_client_is_found_by_its_name_in_the_settings(run):
+    settings = read_run(run.folder).settings
+    assert settings["clients.b.data_configs.dataset_path"] == "d.py"
+    assert settings["server_configs.round_deadline"] == "60.0"

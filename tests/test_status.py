@@ -1,0 +1,197 @@
+"""`fl status`: what a run's folder says while it goes on, and after a crash."""
+
+import json
+import shlex
+import subprocess
+
+import pytest
+from click.testing import CliRunner
+
+from fl.cli import main
+from fl.errors import FederationError
+from fl.history import find_run
+from fl.record import Record
+from fl.server.events import SiteChanged, Warned
+from fl.status import status
+from tests.recorded import Run
+from tests.test_resume import ENVIRONMENT, begin, wait_for
+from tests.test_run import FL_RUN, files
+
+__all__ = ["files"]  # a fixture
+
+
+@pytest.fixture
+def run(tmp_path):
+    made = Run(["a", "b", "c"], tmp_path / "runs")
+    yield made
+    made.close()
+
+
+def states(found):
+    return {site.client_id: site.state for site in found.sites}
+
+
+def fl_status(*arguments):
+    return CliRunner().invoke(main, ["status", *map(str, arguments)])
+
+
+def test_a_run_that_goes_on(run):
+    run.play(1)
+    run.begin(2)
+    run.record(SiteChanged("b", "training"))
+    run.answer(2, "a")
+    found = status(run.folder)
+    assert (found.state, found.round, found.rounds, found.done) == ("running", 2, 5, 1)
+    assert states(found) == {"a": "ready", "b": "training", "c": "queued"}
+    assert found.waits_for == "b (training), c (queued)"
+    assert found.deadline == found.since + 60
+    assert found.accuracy == pytest.approx(0.4)
+    assert found.resume is None
+
+
+def test_a_run_that_waits_for_its_own_server(run):
+    run.begin(1)
+    for name in run.names:
+        run.answer(1, name)
+    assert status(run.folder).waits_for.startswith("the server")
+
+
+def test_many_sites_are_waited_for_in_one_line(tmp_path):
+    run = Run([f"site-{number}" for number in range(50)], tmp_path)
+    run.begin(1)
+    assert status(run.folder).waits_for.endswith("site-7 (queued) and 42 more")
+
+
+def test_a_process_that_is_gone(run):
+    run.play(1)
+    run.begin(2)
+    run.close()
+    found = status(run.folder)
+    assert found.state == "ended"
+    assert found.round == 2
+    assert found.resume == f"fl-run --resume {run.folder}"
+    assert found.waits_for == ""
+
+
+def test_a_process_on_another_machine_may_live(run):
+    run.close()
+    owner = json.loads((run.folder / "lock").read_text())
+    (run.folder / "lock").write_text(json.dumps({**owner, "host": "login2"}))
+    assert status(run.folder).state == "elsewhere"
+    assert "login2" in fl_status(run.folder).output
+
+
+def test_what_an_earlier_process_waited_for_is_not_waited_for_now(run):
+    run.begin(1)
+    run.close()
+    record = Record.reopen(run.folder)
+    found = status(run.folder)
+    assert (found.state, found.round) == ("running", 0)
+    assert set(states(found).values()) == {"ready"}
+    record(SiteChanged("a", "queued"))
+    assert states(status(run.folder))["a"] == "queued"
+
+
+def test_the_last_errors_are_told_in_their_order(run):
+    run.begin(1)
+    for number in range(6):
+        run.record(Warned(f"warning {number}"))
+    run.fail(1, "a", "CUDA is not there", state="ready")
+    run.record(SiteChanged("b", "lost", "its endpoint is offline"))
+    run.record.ended("no more disk")
+    errors = status(run.folder).errors
+    assert [(error.client_id, error.message) for error in errors] == [
+        ("", "warning 4"),
+        ("", "warning 5"),
+        ("a", "CUDA is not there"),
+        ("b", "lost: its endpoint is offline"),
+        ("", "no more disk"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "sites.jsonl", "log.jsonl", "lock"])
+def test_a_torn_last_line_is_left_out(run, name):
+    run.play(1)
+    run.close()
+    with (run.folder / name).open("a") as file:
+        file.write('{"at": 17')
+    assert status(run.folder).done == 1
+
+
+def test_what_follows_a_torn_line_is_not_lost_with_it(run):
+    run.begin(1)
+    run.close()
+    with (run.folder / "log.jsonl").open("a") as file:
+        file.write('{"at": 17')
+    Record.reopen(run.folder).ended("found again")
+    assert status(run.folder).errors[-1].message == "found again"
+
+
+def test_a_line_of_another_version_is_named(run):
+    (run.folder / "metrics.jsonl").write_text('{"round": 1}\n')
+    with pytest.raises(FederationError, match=r"metrics.jsonl: line 1: loss: .*versions.json"):
+        status(run.folder)
+
+
+def test_what_a_site_says_moves_no_cursor(run):
+    run.begin(1)
+    run.fail(1, "a", "\x1b[2J\x1b]0;owned\x07[bold]no\nmarkup")
+    said = fl_status(run.folder).output
+    assert "\x1b" not in said
+    assert "\x07" not in said
+    assert "[bold]no markup" in said
+
+
+def test_the_newest_of_a_folder_of_runs(tmp_path):
+    for name in ("20260101T000000Z-9", "20261231T000000Z-1", "20261231T000001Z-2"):
+        (tmp_path / name).mkdir()
+    for name in ("20260101T000000Z-9", "20261231T000000Z-1"):
+        (tmp_path / name / "run.json").write_text("{}")
+    assert find_run(tmp_path).name == "20261231T000000Z-1"
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    done = fl_status(tmp_path)
+    assert done.exit_code == 1
+    assert done.output == (
+        f"error: {tmp_path}: is no run's folder, nor are there any in it; "
+        "name one that fl-run made\n"
+    )
+
+
+def test_json_is_the_same(run):
+    run.begin(1)
+    found = json.loads(fl_status(run.folder, "--json").output)
+    assert found["state"] == "running"
+    assert found["sites"][0]["state"] == "queued"
+    assert found["owner"]["pid"] > 0
+
+
+def test_a_killed_run_goes_on_by_the_command_that_status_names(files):
+    folder = files()
+    process = begin(folder)
+    wait_for(lambda: any(file.read_text() for file in folder.glob("runs/*/log.jsonl")))
+    assert status(find_run(folder / "runs")).owner.pid == process.pid
+    process.kill()
+    process.communicate()
+    ended = status(find_run(folder / "runs"))
+    assert (ended.state, ended.round) == ("ended", 1)
+    _, *arguments = shlex.split(ended.resume)
+    subprocess.run(
+        [FL_RUN, *arguments], env=ENVIRONMENT, check=True, capture_output=True, timeout=120
+    )
+    assert status(find_run(folder / "runs")).state == "finished"
+
+
+def test_why_a_run_failed_is_kept(files):
+    def missing_loader(server, clients):
+        clients["clients"][1]["data_configs"]["dataset_path"] = "digits/none.py"
+
+    folder = files(missing_loader)
+    process = begin(folder)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, output
+    found = status(find_run(folder / "runs"))
+    assert found.state == "ended"
+    assert any("digits/none.py" in error.message for error in found.errors)
+    assert "round 1 can have" in found.errors[-1].message

@@ -1,0 +1,83 @@
+"""An endpoint that sends more than the reference says: the excess is never held."""
+
+import threading
+import tracemalloc
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from fl.tensors import digest
+from fl.transport import proxystore
+from fl.transport.base import Ref, TransportError
+from fl.transport.proxystore import ProxystoreTransport
+
+MODEL = b"m" * 100_000
+HUGE = 64 * 2**20
+
+
+class Liar(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.send_response(200)
+        if "key=honest" in self.path:
+            self.send_header("Content-Length", str(len(MODEL)))
+            self.end_headers()
+            self.wfile.write(MODEL)
+            return
+        chunked = "key=chunked" in self.path
+        header = ("Transfer-Encoding", "chunked") if chunked else ("Content-Length", str(HUGE))
+        self.send_header(*header)
+        self.end_headers()
+        self.close_connection = True
+        try:
+            for _ in range(HUGE // 2**20):
+                self.wfile.write(b"100000\r\n" if chunked else b"")
+                self.wfile.write(b"x" * 2**20 + (b"\r\n" if chunked else b""))
+        except OSError:
+            return  # the other side has had enough
+
+
+@pytest.fixture
+def transport():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Liar)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    opened = ProxystoreTransport.__new__(ProxystoreTransport)  # finds no endpoint: this is none
+    opened._address = f"http://127.0.0.1:{server.server_port}"
+    opened._known = {"e"}
+    opened._session = proxystore._DeadlineSession()
+    yield opened
+    opened.close()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def ref(name, endpoint="e"):
+    key = {"object_id": name, "endpoint_id": endpoint}
+    return Ref("proxystore", key, len(MODEL), digest(MODEL))
+
+
+def test_what_is_as_large_as_announced_comes(transport):
+    assert transport.get(ref("honest")) == MODEL
+
+
+@pytest.mark.parametrize("operation", ["get", "evict"])
+def test_no_reference_leads_to_an_endpoint_of_others(transport, operation):
+    with pytest.raises(TransportError, match="not of this federation"):
+        getattr(transport, operation)(ref("honest", endpoint="elsewhere"))
+
+
+@pytest.mark.parametrize("kind", ["chunked", "length"])
+def test_what_is_larger_is_cut_off(transport, kind):
+    tracemalloc.start()
+    try:
+        with pytest.raises(TransportError, match="larger than the 100000 bytes"):
+            transport.get(ref(kind))
+        assert tracemalloc.get_traced_memory()[1] < HUGE / 8
+    finally:
+        tracemalloc.stop()
