@@ -4,9 +4,10 @@
 
 Claim: a thousand sites, 100 rounds, take minutes on two cores, and the peak memory of the process
 is within 10 % of that for ten sites. Each federation runs in a process of its own, so that each
-peak is its own. Training is a constant difference of a model of 0.2 MB, so that a thousand updates held at once would
-be seen: what is measured is the loop, the encoding and the sums. Queues are log-normal, FedAvg waits
-for everybody, Pace for nobody. ms/update is processor time, for machines that others use too.
+peak is its own. Training is a constant difference of a model of 0.2 MB, so that a thousand updates
+held at once would be seen: what is measured is the loop, the encoding and the sums. Queues are
+log-normal, FedAvg waits for everybody, Pace for nobody. ms/update is processor time, for machines
+that others use too.
 """
 
 from __future__ import annotations
