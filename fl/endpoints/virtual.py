@@ -265,6 +265,7 @@ class VirtualSites:
         update = self._transport.put(encode(trained.update))
         return {
             "result": {
+                "job": request["job"],
                 "update": update.to_json(),
                 "num_samples": trained.num_samples,
                 "steps": steps,
