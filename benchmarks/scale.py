@@ -54,10 +54,12 @@ class Storage:
     def __init__(self) -> None:
         self._objects: dict[str, bytes] = {}
         self._counts: Counter[str] = Counter()
+        self._puts = 0
 
     def put(self, data: bytes) -> Ref:
         """See `fl.transport.Transport`."""
-        ref = Ref("storage", {}, len(data), digest(data))
+        self._puts += 1
+        ref = Ref("storage", {"object": str(self._puts)}, len(data), digest(data))
         self._objects.setdefault(ref.sha256, data)
         self._counts[ref.sha256] += 1
         return ref
