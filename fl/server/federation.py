@@ -385,18 +385,32 @@ class Server:
         now = self._clock.now()
         resting = [a for a in self._waiting if now < self._retries.get(_key(a), _Retry()).when]
         waited_for = {answer.client_id for answer in resting}
+        idle, busy, pending = [], {}, [*waited_for]
+        offline, failed = {}, {}
+        for name, site in self._sites:  # once, for all: this is done for every arrival
+            if site.task is not None:
+                busy[name] = site.version
+            elif site.idle:
+                if name not in waited_for:
+                    idle.append(name)
+            elif site.pending:
+                pending.append(name)
+            if site.offline:
+                offline[name] = site.reason
+            if site.sits_out:
+                failed[name] = site.reason
         return View(
             now=now,
             version=this.version,
             began=this.began,
             clients=self._names,
-            idle=[name for name, site in self._sites if site.idle and name not in waited_for],
-            busy={name: site.version for name, site in self._sites if site.task is not None},
-            pending=[*waited_for, *(name for name, site in self._sites if site.pending)],
-            offline={name: site.reason for name, site in self._sites if site.offline},
+            idle=idle,
+            busy=busy,
+            pending=pending,
+            offline=offline,
             waiting=[answer for answer in self._waiting if answer not in resting],
             folded=this.folded,
-            failed={name: site.reason for name, site in self._sites if site.sits_out},
+            failed=failed,
         )
 
     def _snapshot(self, version: int, weights: Tensors) -> Snapshot:

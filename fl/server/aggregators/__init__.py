@@ -6,7 +6,7 @@ remember. `docs/algorithms.md` lists them with their settings.
 
 from __future__ import annotations
 
-from fl.server.aggregators.arrivals import FedAsync, FedBuff, FedCompass, FedQueue
+from fl.server.aggregators.arrivals import FedAsync, FedBuff, FedCompass, FedQueue, Pace
 from fl.server.aggregators.base import Aggregator, Contribution
 from fl.server.aggregators.registry import open_aggregator
 from fl.server.aggregators.robust import Median, MultiKrum, TrimmedMean
@@ -35,6 +35,7 @@ __all__ = [
     "FedYogi",
     "Median",
     "MultiKrum",
+    "Pace",
     "Scaffold",
     "TrimmedMean",
     "open_aggregator",

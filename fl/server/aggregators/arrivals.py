@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fl.config import PositiveInt
+from fl.config import PositiveInt, Section
 from fl.server.aggregators.base import Contribution, Streaming
 from fl.server.aggregators.settings import (
     ClientWeights,
@@ -24,6 +24,7 @@ from fl.server.strategies import (
     fedcompass_weight,
     fedqueue_weight,
     mix,
+    pace_size,
 )
 from fl.tensors import Tensors
 
@@ -137,3 +138,24 @@ class FedQueue(Streaming):
 
     def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
         return add_delta(weights, mean)
+
+
+class Pace(Streaming):
+    """Our own, for PaceScheduler: every update by its share, whenever it comes (docs/queues.md)."""
+
+    class Settings(Section):
+        """How far a step goes."""
+
+        server_learning_rate: Positive = 1.0
+        """How far a step of every client's updates goes along their mean, 1 at most."""
+
+    def __init__(self, settings: Settings, clients: Sequence[str]) -> None:  # noqa: ARG002
+        super().__init__()
+        self._learning_rate = settings.server_learning_rate
+
+    def _weight(self, contribution: Contribution) -> float:
+        return contribution.share
+
+    def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
+        size = pace_size(self._mean.total, learning_rate=self._learning_rate)
+        return add_delta(weights, mean, size=size)

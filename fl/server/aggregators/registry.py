@@ -28,6 +28,7 @@ OURS: Mapping[str, type[Any]] = {
         arrivals.FedBuff,
         arrivals.FedCompass,
         arrivals.FedQueue,
+        arrivals.Pace,
         robust.Median,
         robust.TrimmedMean,
         robust.MultiKrum,

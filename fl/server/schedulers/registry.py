@@ -8,14 +8,15 @@ from typing import Any
 
 from fl.config import ServerConfigs
 from fl.server import registry
-from fl.server.schedulers import arrivals, rounds
+from fl.server.schedulers import arrivals, compass, queue, rounds
 from fl.server.schedulers.base import Limits, Scheduler
 
 GROUP = "fl.schedulers"
 """The entry-point group of other packages' schedulers."""
 
 OURS: Mapping[str, type[Any]] = {
-    f"{kind.__name__}Scheduler": kind for kind in (rounds.Sync, arrivals.Async)
+    f"{kind.__name__}Scheduler": kind
+    for kind in (rounds.Sync, arrivals.Async, compass.Compass, queue.FedQueue, queue.Pace)
 }
 """Schedulers of this package by their names in server.yaml."""
 

@@ -14,6 +14,7 @@ and a step from the weights and that mean. Nothing here changes its inputs or ke
 | FedBuff     | `fedbuff_weight`    | differences              | `add_delta` by `fedbuff_size`   |
 | FedCompass  | `fedcompass_weight` | differences              | `add_delta` by the weights' sum |
 | FedQueue    | `fedqueue_weight`   | differences              | `add_delta`                     |
+| Pace        | the client's share  | differences              | `add_delta` by `pace_size`      |
 
 A difference is what training added to the model that its client had received
 (`fl.client.algorithms.delta`): those of updates that started from different models can be summed,
@@ -41,6 +42,7 @@ from fl.server.strategies.fedqueue import (
     observe_queue,
 )
 from fl.server.strategies.optimizers import fedadagrad, fedadam, fedavg, fedavgm, fedyogi
+from fl.server.strategies.pace import pace_close, pace_size, pace_steps
 from fl.server.strategies.scaffold import scaffold
 from fl.server.strategies.speed import seconds_per_step
 from fl.server.strategies.staleness import (
@@ -88,6 +90,9 @@ __all__ = [
     "hinge",
     "mix",
     "observe_queue",
+    "pace_close",
+    "pace_size",
+    "pace_steps",
     "polynomial",
     "scaffold",
     "seconds_per_step",

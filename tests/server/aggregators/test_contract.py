@@ -143,7 +143,11 @@ def test_the_order_of_arrival_does_not_matter(name, order):
     torch.testing.assert_close(*ends)
 
 
-@pytest.mark.parametrize("name", [name for name in MEANS if name != "FedCompassAggregator"])
+BY_SHARES = {"FedCompassAggregator", "PaceAggregator"}
+"""How far these step goes by the shares in the mean."""
+
+
+@pytest.mark.parametrize("name", [name for name in MEANS if name not in BY_SHARES])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @settings(max_examples=5, deadline=None)
 @given(samples=st.lists(st.integers(1, 5000), min_size=5, max_size=6))
@@ -197,7 +201,8 @@ def test_given_weights_scale_out(name):
     assert not torch.allclose(ends[0]["w"], run(opened(name), model(1), 2)["w"])
 
 
-ALIKE = {"FedBuffAggregator", "FedCompassAggregator", "ScaffoldAggregator"}  # by samples, here
+# By samples, here.
+ALIKE = {"FedBuffAggregator", "FedCompassAggregator", "PaceAggregator", "ScaffoldAggregator"}
 
 
 @pytest.mark.parametrize("name", NAMES)
