@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import platform
 import socket
@@ -209,7 +210,8 @@ class Record:
                 self._append("sites.jsonl", {"at": now, **asdict(event)})
             case RoundEnded():
                 self._accuracy = event.accuracy
-                self._append("metrics.jsonl", {"at": now, **asdict(event)})
+                line = {"at": now, **asdict(event), "loss": _finite(event.loss)}
+                self._append("metrics.jsonl", line)
             case RoundStarted():
                 self._log(LogLine(now, "started", round=event.round))
             case ClientFailed(number, name, reason, trace):
@@ -304,6 +306,11 @@ class Record:
 
     def _write(self, name: str, text: str) -> None:
         (self.folder / name).write_text(text)
+
+
+def _finite(loss: float | None) -> float | None:
+    """A diverged model's loss is no number, for which JSON has no word but null."""
+    return loss if loss is not None and math.isfinite(loss) else None
 
 
 def _parsed(line: str) -> Any:

@@ -1,4 +1,5 @@
 import json
+import math
 from concurrent.futures import Future
 
 import pytest
@@ -6,6 +7,7 @@ import pytest
 from fl.errors import FederationError
 from fl.record import Record
 from fl.server.checkpoint import SiteMemory, Snapshot
+from fl.server.events import RoundEnded
 from fl.server.sites import Task
 from fl.transport import Ref
 
@@ -60,6 +62,13 @@ def test_a_torn_line_is_left_out(record, tmp_path, torn):
     with (tmp_path / "tasks.jsonl").open("a") as file:
         file.write(torn)
     assert [task.job for task in record.outstanding(snapshot())] == ["a1"]
+
+
+def test_a_diverged_models_loss_is_null_and_no_crash(record, tmp_path):
+    event = RoundEnded(1, math.nan, 0.1, [], [], 0, 0, {})
+    record(event)
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] is None
+    assert record.losses() == [None]
 
 
 def test_a_run_is_open_once(record, tmp_path):

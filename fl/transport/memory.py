@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fl.tensors import digest
-from fl.transport.base import GoneError, Ref, verified
+from fl.tensors import Data
+from fl.transport.base import GoneError, Ref, ref_to, verified
 
 
 class MemoryTransport:
@@ -19,14 +19,14 @@ class MemoryTransport:
         """Objects that were put and not evicted."""
         return len(self._objects)
 
-    def put(self, data: bytes) -> Ref:
+    def put(self, *pieces: Data) -> Ref:
         """See `Transport.put`."""
         self._puts += 1
         key = str(self._puts)
-        self._objects[key] = data
-        return Ref(self.name, {"object": key}, len(data), digest(data))
+        self._objects[key] = b"".join(pieces)
+        return ref_to(self.name, {"object": key}, pieces)
 
-    def get(self, ref: Ref) -> bytes:
+    def get(self, ref: Ref) -> Data:
         """See `Transport.get`."""
         key = ref.key.get("object", "")
         if key not in self._objects:
@@ -36,6 +36,9 @@ class MemoryTransport:
     def evict(self, ref: Ref) -> None:
         """See `Transport.evict`."""
         self._objects.pop(ref.key.get("object", ""), None)
+
+    def grant(self, size: int) -> None:
+        """See `Transport.grant`: everybody is in this process."""
 
     def close(self) -> None:
         """See `Transport.close`."""
