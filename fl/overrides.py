@@ -31,7 +31,7 @@ def read_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: It is none.
     """
-    return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)  # nosec B506
 
 
 def override(content: Any, text: str) -> None:
