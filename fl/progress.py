@@ -108,13 +108,14 @@ def describe(ended: RoundEnded, rounds: int) -> str:
     Returns:
         One line.
     """
+    own = "".join(f" {name}={n:.4g}" for name, n in ended.aggregator.items() if n is not None)
     failed = f" failed={','.join(failure.client_id for failure in ended.failures)}"
     return (
         f"round {ended.round}/{rounds}"
         f" accuracy={_number(ended.accuracy)} loss={_number(ended.loss)}"
         f" updates={len(ended.updates)}"
         f" MB={ended.bytes_down / 1e6:.2f}/{ended.bytes_up / 1e6:.2f}"
-        f" seconds={ended.seconds['total']:.1f}" + (failed if ended.failures else "")
+        f" seconds={ended.seconds['total']:.1f}{own}" + (failed if ended.failures else "")
     )
 
 

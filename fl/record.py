@@ -211,6 +211,7 @@ class Record:
             case RoundEnded():
                 self._accuracy = event.accuracy
                 line = {"at": now, **asdict(event), "loss": _finite(event.loss)}
+                line["aggregator"] = {key: _finite(n) for key, n in event.aggregator.items()}
                 self._append("metrics.jsonl", line)
             case RoundStarted():
                 self._log(LogLine(now, "started", round=event.round))
@@ -308,9 +309,9 @@ class Record:
         (self.folder / name).write_text(text)
 
 
-def _finite(loss: float | None) -> float | None:
+def _finite(number: float | None) -> float | None:
     """A diverged model's loss is no number, for which JSON has no word but null."""
-    return loss if loss is not None and math.isfinite(loss) else None
+    return number if number is not None and math.isfinite(number) else None
 
 
 def _parsed(line: str) -> Any:

@@ -161,15 +161,15 @@ def open_steps(
         ConfigError: One of them is unknown, does not take its settings, or does not go with the
             clients' trainer.
     """
-    configs = federation.server_configs
+    configs, weights = federation.server_configs, model.state_dict()
     aggregator = open_aggregator(
         configs.aggregator,
         configs.aggregator_kwargs,
         [client.client_id for client in federation.clients],
-        buffers=[name for name, _ in model.named_buffers()],
+        buffers=[name for name, _ in model.named_buffers() if name in weights],
         file=file,
     )
-    controls = bool(aggregator.extra(model.state_dict()))
+    controls = bool(aggregator.extra(weights))
     for client in federation.clients:
         kind = federation.train_configs(client).trainer
         if controls != (kind == "ScaffoldTrainer"):

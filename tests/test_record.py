@@ -5,6 +5,7 @@ from concurrent.futures import Future
 import pytest
 
 from fl.errors import FederationError
+from fl.history import read_history
 from fl.record import Record
 from fl.server.checkpoint import SiteMemory, Snapshot
 from fl.server.events import RoundEnded
@@ -65,9 +66,12 @@ def test_a_torn_line_is_left_out(record, tmp_path, torn):
 
 
 def test_a_diverged_models_loss_is_null_and_no_crash(record, tmp_path):
-    event = RoundEnded(1, math.nan, 0.1, [], [], 0, 0, {})
+    event = RoundEnded(1, math.nan, 0.1, [], [], 0, 0, {}, {"epsilon": math.inf, "delta": 0.1})
     record(event)
-    assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] is None
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert line["loss"] is None
+    assert line["aggregator"] == {"epsilon": None, "delta": 0.1}
+    assert read_history(tmp_path).rounds[0].aggregator == line["aggregator"]
     assert record.losses() == [None]
 
 

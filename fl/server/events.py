@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -79,6 +79,8 @@ class RoundEnded:
         bytes_up: Sizes of all updates.
         seconds: By phase: checkpoint and evict (of the round before), broadcast (encode and put),
             submit, wait (for answers), collect (get and check), aggregate, evaluate; and total.
+        aggregator: The aggregator's own numbers, such as the epsilon spent so far; None
+            in the record is one that is not finite.
     """
 
     round: int
@@ -89,6 +91,7 @@ class RoundEnded:
     bytes_down: int
     bytes_up: int
     seconds: dict[str, float]
+    aggregator: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

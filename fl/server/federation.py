@@ -293,7 +293,7 @@ class Server:
     def _require_norm(self, this: Round, update: Tensors) -> float | None:
         """Refuse an update that is too large; its norm, where any is asked for."""
         factor = self._federation.server_configs.norm_bound
-        if factor is None:
+        if factor is None or self._aggregator.clips:
             return None
         found = norm(update)
         last = [memory.norm for memory in self._memory.values() if memory.norm is not None]
@@ -354,7 +354,7 @@ class Server:
             evaluation = self._evaluate(weights) if self._evaluate else None
         if not self._scheduler.keeps_late:
             self._name_the_missing(this)
-        self._listen(this.ended(evaluation))
+        self._listen(this.ended(evaluation, self._aggregator.report()))
         snapshot = self._snapshot(this.number, weights)
         following = Round(snapshot, self._clock)
         with following.phase("checkpoint"):

@@ -80,7 +80,7 @@ class Round:
         self._updates.append(update)
         return update
 
-    def ended(self, evaluation: Evaluation | None) -> RoundEnded:
+    def ended(self, evaluation: Evaluation | None, aggregator: dict[str, float]) -> RoundEnded:
         """The round's account."""
         return RoundEnded(
             round=self.number,
@@ -91,4 +91,5 @@ class Round:
             bytes_down=self.bytes_down,
             bytes_up=sum(update.size for update in self._updates),
             seconds={**self._seconds, "total": self.age()},
+            aggregator=aggregator,
         )

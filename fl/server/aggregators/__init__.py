@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from fl.server.aggregators.arrivals import FedAsync, FedBuff, FedCompass, FedQueue, Pace
 from fl.server.aggregators.base import Aggregator, Contribution
+from fl.server.aggregators.private import DPFedAvg
 from fl.server.aggregators.registry import open_aggregator
 from fl.server.aggregators.robust import Median, MultiKrum, TrimmedMean
 from fl.server.aggregators.rounds import (
@@ -23,6 +24,7 @@ from fl.server.aggregators.rounds import (
 __all__ = [
     "Aggregator",
     "Contribution",
+    "DPFedAvg",
     "FedAdagrad",
     "FedAdam",
     "FedAsync",

@@ -46,12 +46,16 @@ class Aggregator(Protocol):
         updates_per_step: Updates that a step is made of where nobody waits for a round: 1 for
             FedAsync, K for FedBuff. None leaves that to the scheduler.
         buffers: Names of the model's tensors that are no parameters, such as batch norm's running
-            variance. They are averaged: an optimizer's step could make a variance negative.
+            variance. They are averaged: an optimizer's step could make a variance negative. Setting
+            them raises ValueError where there may be none.
+        clips: Whether it bounds the updates' norms itself. The server's own bound is then not
+            asked: whom that drops depends on the others' norms, which tells of them.
     """
 
     wants: Wants = "difference"
     updates_per_step: int | None = None
     buffers: frozenset[str] = frozenset()
+    clips: bool = False
 
     def extra(self, weights: Tensors) -> Tensors:
         """More tensors to broadcast with a model; updates carry differences of the same names.
@@ -89,6 +93,10 @@ class Aggregator(Protocol):
             ValueError: Nothing was added, or too little.
         """
         ...
+
+    def report(self) -> dict[str, float]:
+        """Numbers of its own for the round's record, after a step; `{}` for most."""
+        return {}
 
     def state(self) -> State:
         """What a checkpoint has to keep, by role and name: memory, and what was not stepped yet."""

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fl.config import Arguments
+from fl.config import Arguments, ConfigError
 from fl.server import registry
-from fl.server.aggregators import arrivals, robust, rounds
+from fl.server.aggregators import arrivals, private, robust, rounds
 from fl.server.aggregators.base import Aggregator
 
 GROUP = "fl.aggregators"
@@ -24,6 +24,7 @@ OURS: Mapping[str, type[Any]] = {
         rounds.FedYogi,
         rounds.FedNova,
         rounds.Scaffold,
+        private.DPFedAvg,
         arrivals.FedAsync,
         arrivals.FedBuff,
         arrivals.FedCompass,
@@ -59,8 +60,12 @@ def open_aggregator(
 
     Raises:
         ConfigError: The name is unknown or somebody else's too, its class cannot be loaded, a
-            setting is unknown or out of range, or the settings do not fit the clients.
+            setting is unknown or out of range, the settings do not fit the clients, or it takes no
+            model with buffers.
     """
     aggregator: Aggregator = registry.build("aggregator", name, kwargs, clients, OURS, GROUP, file)
-    aggregator.buffers = frozenset(buffers)
+    try:
+        aggregator.buffers = frozenset(buffers)
+    except ValueError as error:
+        raise ConfigError(f"{file}: server_configs.aggregator: {name}: {error}") from error
     return aggregator

@@ -18,6 +18,7 @@ class Largest:
 
     wants = "difference"
     updates_per_step = None
+    clips = False
 
     class Settings(Section):
         factor: float = 1.0
@@ -36,6 +37,9 @@ class Largest:
 
     def step(self, weights):
         return {name: weights[name] + self.settings.factor * self.best[1][name] for name in weights}
+
+    def report(self):
+        return {}
 
     def state(self):
         return {}

@@ -1,0 +1,186 @@
+"""Differential privacy at the server: no released model tells whether a client took part."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterable, Sequence
+from typing import Annotated, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from fl.config import Section
+from fl.server.aggregators.base import Contribution, Streaming
+from fl.server.aggregators.settings import Positive
+from fl.server.norms import norm
+from fl.server.strategies import State, add_delta
+from fl.server.strategies.steps import wide
+from fl.tensors import Tensors
+
+SEED_BITS = 256
+"""Of the operating system's randomness, for each step's noise."""
+
+
+class DPFedAvg(Streaming):
+    """DP-FedAvg with a fixed clipping norm (McMahan et al. 2018, arXiv 1710.06963).
+
+    Each client's difference is clipped to Euclid's norm `clip_norm` over all floating tensors
+    together. Their sum is divided by the number of the federation's clients, whoever answered: a
+    client that joins or leaves then moves the mean by at most `clip_norm` / N, while a denominator
+    of those who answered would move with it too. Gaussian noise of standard deviation
+    `noise_multiplier clip_norm / N` is added to every floating number, frozen ones too, for which
+    are trained only clients know. What is not floating stays as the server has it.
+
+    Epsilon is that of the Gaussian mechanism, once a step: every client is taken for one that took
+    part in each, so nothing is gained by those who did not.
+
+    The noise is new in every process, and its seed is kept nowhere: whoever has the seed can
+    subtract the noise. So a run does not repeat to the last bit; what a checkpoint keeps is how
+    often noise was added.
+    """
+
+    NOISED: ClassVar[str] = "noised"
+    ANSWERED: ClassVar[str] = "answered"
+    roles = frozenset({NOISED, ANSWERED})
+    clips = True
+
+    class Settings(Section):
+        """All clients weigh alike."""
+
+        clip_norm: Positive = 1.0
+        """S: the largest Euclidean norm of a client's difference."""
+        noise_multiplier: Positive = 1.0
+        """z: the noise's standard deviation, as a multiple of what one client can change."""
+        delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+        """The delta that epsilon is told for; well below 1 / N."""
+        server_learning_rate: Positive = 1.0
+        """How far the model goes along the noised mean."""
+
+    def __init__(self, settings: Settings, clients: Sequence[str]) -> None:
+        super().__init__()
+        epsilon(settings.noise_multiplier, 1, settings.delta)  # a missing package is told now
+        self._settings = settings
+        self._num_clients = len(clients)
+
+    @property
+    def buffers(self) -> frozenset[str]:
+        """None: one such as a running variance can be neither clipped nor noised and stay one."""
+        return frozenset()
+
+    @buffers.setter
+    def buffers(self, names: Iterable[str]) -> None:
+        if first := min(names, default=None):
+            raise ValueError(
+                f"the model's buffer {first} would leave a client unclipped and without noise: "
+                "take GroupNorm instead of batch norm, and register constants as not persistent"
+            )
+
+    def add(self, update: Tensors, contribution: Contribution) -> None:
+        """Clip one update and fold it in.
+
+        Args:
+            update: Differences.
+            contribution: Whose they are; nothing else of it counts.
+
+        Raises:
+            ValueError: The client has one in this step already, or this one's norm is NaN.
+        """
+        answered = self._memory.get(self.ANSWERED, {})
+        if contribution.client_id in answered:
+            raise ValueError("a client may add one update to a step, lest it counts twice")
+        super().add(clipped(update, self._settings.clip_norm), contribution)
+        self._memory[self.ANSWERED] = {**answered, contribution.client_id: torch.tensor(True)}
+
+    def report(self) -> dict[str, float]:
+        """What the models up to now have cost, as (epsilon, delta)."""
+        spent = epsilon(self._settings.noise_multiplier, self._steps(), self._settings.delta)
+        return {"epsilon": spent, "delta": self._settings.delta}
+
+    def _weight(self, contribution: Contribution) -> float:  # noqa: ARG002 - all alike
+        return 1.0
+
+    def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
+        settings = self._settings
+        answered = self._mean.count / self._num_clients
+        deviation = settings.noise_multiplier * settings.clip_norm / self._num_clients
+        # A generator that is forgotten with the step.
+        draw = np.random.default_rng(secrets.randbits(SEED_BITS))
+        noised = {name: noisy(answered * tensor, deviation, draw) for name, tensor in mean.items()}
+        self._memory = {self.NOISED: {"steps": torch.tensor(self._steps() + 1)}}
+        unmoved = {name: weights[name] for name in weights.keys() - noised.keys()}
+        return add_delta(weights, noised | unmoved, size=settings.server_learning_rate)
+
+    def _steps(self) -> int:
+        """How often noise was added."""
+        noised: State = {self.NOISED: {"steps": torch.tensor(0)}} | self._memory
+        return int(noised[self.NOISED]["steps"])
+
+
+def clipped(update: Tensors, most: float) -> Tensors:
+    """An update's floating tensors, scaled down to a norm where theirs is larger.
+
+    Args:
+        update: Differences.
+        most: The largest Euclidean norm of all together.
+
+    Returns:
+        The floating tensors, float32 at least. One whose norm overflows becomes zero.
+
+    Raises:
+        ValueError: The norm is NaN.
+    """
+    found = norm(update)
+    if math.isnan(found):
+        raise ValueError("its norm is no number")
+    scale = min(1.0, most / found) if found > 0 else 1.0
+    return {name: wide(t) * scale for name, t in update.items() if t.is_floating_point()}
+
+
+def noisy(tensor: torch.Tensor, deviation: float, draw: np.random.Generator) -> torch.Tensor:
+    """A tensor and independent Gaussian noise.
+
+    NumPy's generator takes all of a seed; torch's keeps 32 bits of it, few enough to be tried.
+
+    Args:
+        tensor: Float32 or float64.
+        deviation: The noise's standard deviation.
+        draw: Where it comes from.
+
+    Returns:
+        The sum, as wide as the tensor.
+    """
+    wanted = np.float64 if tensor.dtype == torch.float64 else np.float32
+    noise = torch.from_numpy(np.asarray(draw.standard_normal(tuple(tensor.shape), dtype=wanted)))
+    return tensor.add(noise.to(tensor.device), alpha=deviation)
+
+
+def epsilon(noise_multiplier: float, steps: int, delta: float) -> float:
+    """What some steps of the Gaussian mechanism cost, by the RDP accountant of dp-accounting.
+
+    Neighbours are federations with and without one client (https://arxiv.org/abs/1702.07476 is the
+    method, https://github.com/google/differential-privacy/tree/main/python the package).
+
+    Args:
+        noise_multiplier: The noise's standard deviation by the sensitivity, positive.
+        steps: How many, 0 or more.
+        delta: The delta, above 0 and below 1.
+
+    Returns:
+        Epsilon.
+
+    Raises:
+        ValueError: The package is not installed.
+    """
+    try:
+        import dp_accounting
+        from dp_accounting import rdp
+    except ImportError as error:
+        raise ValueError(
+            f"differential privacy needs one package more ({error}): pip install 'fl-hpc[privacy]'"
+        ) from error
+    accountant = rdp.RdpAccountant()
+    if steps:
+        accountant.compose(dp_accounting.GaussianDpEvent(noise_multiplier), steps)
+    return float(accountant.get_epsilon(delta))
