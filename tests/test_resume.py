@@ -15,7 +15,7 @@ from tests.test_run import EXAMPLES, FL_RUN, files
 
 __all__ = ["files"]  # a fixture
 
-ENVIRONMENT = {"FL_SITE_CODE": str(EXAMPLES), "PATH": "/usr/bin:/bin"}
+ENVIRONMENT = {"FL_SITE_CODE": str(EXAMPLES), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
 KILLS = 10
 
 
