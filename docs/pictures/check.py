@@ -15,8 +15,8 @@ TOP = Path(__file__).parents[2]
 os.environ.setdefault("FL_SITE_CODE", str(TOP / "examples"))
 
 from fl.check import check  # noqa: E402  (after the folder of models and loaders is known)
-from fl.check_table import screen  # noqa: E402
-from fl.config import Files  # noqa: E402
+from fl.check_table import screen  # noqa: E402  (as above)
+from fl.config import Files  # noqa: E402  (as above)
 
 
 def files(folder: Path) -> Files:

@@ -149,7 +149,7 @@ class Pace(Streaming):
         server_learning_rate: Positive = 1.0
         """How far a step of every client's updates goes along their mean, 1 at most."""
 
-    def __init__(self, settings: Settings, clients: Sequence[str]) -> None:  # noqa: ARG002
+    def __init__(self, settings: Settings, clients: Sequence[str]) -> None:  # noqa: ARG002  (every aggregator is built like this)
         super().__init__()
         self._learning_rate = settings.server_learning_rate
 
