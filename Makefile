@@ -8,13 +8,20 @@ WHEELHOUSE := .wheelhouse
 # the kernel grants one, and can run beside a sandbox.
 PRIVATE := $(BIN)/python tests/private_loopback.py
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint docs bench clean
 
 demo: .venv/ready $(WHEELHOUSE)/ready
 	$(PRIVATE) bash examples/demo.sh
 
+# Tests that start no daemon share the cores. The others run one by one: heartbeats want the cores
+# undisturbed, and Globus's port serves one sandbox at a time.
 test: .venv/ready $(WHEELHOUSE)/ready
+ifdef PYTEST
 	$(PRIVATE) $(BIN)/python -m pytest $(PYTEST)
+else
+	$(PRIVATE) $(BIN)/python -m pytest -m 'not daemons' -n auto --maxprocesses 4 --dist worksteal
+	$(PRIVATE) $(BIN)/python -m pytest -m daemons
+endif
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -23,12 +30,14 @@ lint: .venv/ready
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml fl templates
 	$(BIN)/yamllint --strict .
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/ansible-lint --offline --profile production
+	$(MAKE) docs
+
+docs: .venv/ready
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --builder html docs build/docs
+	@echo "build/docs/index.html"
 
 bench: .venv/ready $(WHEELHOUSE)/ready
-	$(PRIVATE) $(BIN)/python benchmarks/round_overhead.py
-	$(BIN)/python benchmarks/updates.py
-	$(BIN)/python benchmarks/big_rounds.py 100 400
-	$(BIN)/python benchmarks/formats.py
+	$(BIN)/python -m benchmarks.results
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -1,11 +1,11 @@
-"""A whole round of a big model with local clients, against the floor of this machine.
+"""A whole round of a big model with local clients, against the floor of this machine and peers.
 
-    python benchmarks/big_rounds.py [MB ...]
+    python -m benchmarks.big_rounds [MB ...]
 
 Claim: with four clients that do not train, a round takes no more than three times the floor: raw
-TCP from one process to four and back, and one axpy for each answer. Both are measured in turns, in
-the same run, with the same processes' count. The checkpoint is written to the run's folder, in
-memory here as well, because a disk's speed is not the claim.
+TCP from one process to four and back, and one axpy for each answer; and less than one of Flower's
+simulation, and of NVFlare's simulator. All are measured in turns, in the same run. Everybody's
+files are in memory, because a disk's speed is not the claim.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from pathlib import Path
 import torch
 import yaml
 
+from benchmarks.peer_rounds import flower_simulation, nvflare_simulator
+
 CLIENTS, ROUNDS, REPEATS = 4, 6, 3
 
 # A model of nothing but numbers, a loader of one sample, and a training of one step on it.
@@ -35,10 +37,9 @@ from torch.utils.data import TensorDataset
 class Big(nn.Module):
     def __init__(self, megabytes):
         super().__init__()
-        rows = megabytes * 1_000_000 // 4 // 1000 // 10
-        self.layers = nn.ParameterList(torch.randn(rows, 1000) for _ in range(10))
-        for layer in self.layers:
-            layer.requires_grad_(False)
+        numbers = int(megabytes * 1_000_000) // 4 // 10
+        for index in range(10):  # buffers: they travel, and no gradient is theirs
+            self.register_buffer(f"layer_{index}", torch.randn(numbers))
         self.scale = nn.Parameter(torch.ones(2))
 
     def forward(self, inputs):
@@ -52,9 +53,12 @@ def load():
 def main() -> None:
     """Measure each size."""
     for megabytes in [int(argument) for argument in sys.argv[1:]] or [100]:
-        ours, floors, parts = [], [], {}
+        ours, floors, flower, nvflare = [], [], [], []
+        parts: dict[str, list[float]] = {}
         for _ in range(REPEATS):
             floors += floor(megabytes)
+            flower += flower_simulation(megabytes, CLIENTS, ROUNDS)
+            nvflare += nvflare_simulator(megabytes, CLIENTS, ROUNDS)
             for entry in rounds(megabytes):
                 ours.append(entry["seconds"]["total"])
                 for name, seconds in entry["seconds"].items():
@@ -67,12 +71,14 @@ def main() -> None:
             print(f"  {name:24} {spread(values)}")
         print(f"  a round                  {spread(ours)}")
         print(f"  the floor                {spread(floors)}")
-        ratio = statistics.median(ours) / statistics.median(floors)
-        best = min(ours) / min(floors)
-        print(f"  round / floor: {ratio:.2f} (of medians), {best:.2f} (of the least)")
+        print(f"  Flower's simulation      {spread(flower)}")
+        print(f"  NVFlare's simulator      {spread(nvflare)}")
+        print(f"  round / floor:   {ratio(ours, floors)}")
+        print(f"  Flower / round:  {ratio(flower, ours)}")
+        print(f"  NVFlare / round: {ratio(nvflare, ours)}")
 
 
-def rounds(megabytes: int) -> list[dict]:
+def rounds(megabytes: float, clients: int = CLIENTS, count: int = ROUNDS) -> list[dict]:
     """The warm rounds of one run of `fl-run`, as its record has them."""
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="fl-bench.") as name:
         folder = Path(name)
@@ -92,26 +98,26 @@ def rounds(megabytes: int) -> list[dict]:
                 }
             },
             "server_configs": {
-                "num_clients": CLIENTS,
-                "num_global_epochs": ROUNDS,
+                "num_clients": clients,
+                "num_global_epochs": count,
                 "logging_output_dirname": str(folder / "runs"),
                 "comm_configs": ways,
             },
         }
         data = {"dataset_path": "big.py", "dataset_name": "load"}
-        clients = [
+        sites = [
             {
                 "endpoint_id": "local",
                 "client_id": f"client-{index}",
                 "data_configs": data,
                 "comm_configs": ways,
             }
-            for index in range(CLIENTS)
+            for index in range(clients)
         ]
         (folder / "server.yaml").write_text(yaml.safe_dump(server))
-        (folder / "clients.yaml").write_text(yaml.safe_dump({"clients": clients}))
+        (folder / "clients.yaml").write_text(yaml.safe_dump({"clients": sites}))
         command = [sys.executable, "-c", "from fl.cli import run_main; run_main()"]
-        files = ["--server", folder / "server.yaml", "--clients", folder / "clients.yaml"]
+        files = ["--server", f"{folder}/server.yaml", "--clients", f"{folder}/clients.yaml"]
         environment = {**os.environ, "FL_SITE_CODE": str(folder)}
         subprocess.run([*command, *files], check=True, env=environment, stdout=subprocess.DEVNULL)
         (metrics,) = folder.glob("runs/*/metrics.jsonl")
@@ -168,6 +174,12 @@ def receive(connection: socket.socket, buffer: memoryview) -> bool:
 def memory(tensor: torch.Tensor) -> memoryview:
     """A tensor's bytes."""
     return tensor.view(torch.uint8).numpy().data
+
+
+def ratio(above: list[float], below: list[float]) -> str:
+    """Of medians, and of what noise disturbs least."""
+    medians = statistics.median(above) / statistics.median(below)
+    return f"{medians:.2f} (of medians), {min(above) / min(below):.2f} (of the least)"
 
 
 def spread(values: list[float]) -> str:

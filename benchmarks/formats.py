@@ -1,9 +1,10 @@
 """Accuracy against bytes: the digits example with every format of updates.
 
-    python benchmarks/formats.py [rounds] [repeats]
+    python -m benchmarks.formats [rounds] [repeats]
 
 Claim: narrower updates cost a fraction of the bytes and no accuracy that the spread over seeds
-would show. Two clients with different classes each (`class_noniid`), in this process: the same
+would show; of the largest numbers alone, error feedback brings back what the
+rest costs. Two clients with different classes each (`class_noniid`), in this process: the same
 loop, task, aggregator and formats as over any way; with a seed of its own for each repeat.
 """
 
@@ -15,14 +16,17 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Collection
 from concurrent.futures import Future
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 import yaml
 
 from fl.client import data, task, trainer
-from fl.config import Federation
+from fl.config import Client, Federation
+from fl.endpoints.base import EndpointError, JSONObject
 from fl.server.aggregators import open_aggregator
 from fl.server.checkpoint import Snapshot
 from fl.server.clock import RealClock
@@ -33,7 +37,12 @@ from fl.transport.inline import InlineTransport
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CLIENTS = 2
-FORMATS = [(lossy, zstd) for lossy in (None, "bf16", "fp16", "int8") for zstd in (None, "zstd")]
+FORMATS: list[dict[str, object]] = [
+    {"lossy_compressor": lossy, "lossless_compressor": zstd}
+    for lossy in (None, "bf16", "fp16", "int8")
+    for zstd in (None, "zstd")
+]
+SPARSE: list[dict[str, object]] = [{"top_k": share} for share in (0.1, 0.01)]
 
 
 def main() -> None:
@@ -46,24 +55,37 @@ def main() -> None:
     plain = None
     with tempfile.TemporaryDirectory() as state:
         os.environ["FL_SITE_STATE"] = state
-        for lossy, zstd in FORMATS:
-            runs = [train(lossy, zstd, rounds, seed) for seed in range(repeats)]
+        rows = [(name_of(format_), format_, True) for format_ in FORMATS + SPARSE]
+        rows += [(f"{name_of(format_)} alone", format_, False) for format_ in SPARSE]
+        for name, format_, feedback in rows:
+            runs = [train(format_, feedback, rounds, seed) for seed in range(repeats)]
             accuracies, sizes, puts = zip(*runs, strict=True)
             plain = plain or statistics.median(sizes)
-            name = "+".join(filter(None, (lossy or "fp32", zstd)))
             share = statistics.median(sizes) / plain
             print(f"{name:13} {share:14.3f}  {spread(accuracies)}  {spread(puts)}")
 
 
-def train(lossy: str | None, zstd: str | None, rounds: int, seed: int) -> tuple[float, int, float]:
+def name_of(format_: dict[str, object]) -> str:
+    """Such as `bf16+zstd` or `top 10%`; without error feedback, `alone` is added."""
+    if "top_k" in format_:
+        return f"top {format_['top_k']:.0%}"
+    lossy, zstd = format_.values()
+    return "+".join(str(part) for part in (lossy or "fp32", zstd) if part)
+
+
+def train(
+    format_: dict[str, object], feedback: bool, rounds: int, seed: int
+) -> tuple[float, int, float]:
     """One run: the last accuracy at the server, bytes of all updates, seconds a put."""
-    federation = configuration(lossy, zstd, rounds, seed)
+    federation = configuration(format_, rounds, seed)
     configs = federation.server_configs
     names = [client.client_id for client in federation.clients]
     aggregator = open_aggregator(configs.aggregator, configs.aggregator_kwargs, names)
     settings = federation.train_configs(federation.clients[0])
     model = trainer.build_model(federation.client_configs.model_configs)
+    assert configs.data_configs is not None, "configuration() gives the server data"
     held_out = data.datasets(configs.data_configs)[1]
+    assert held_out is not None, "the example's loader holds images out"
     ended: list[RoundEnded] = []
 
     def evaluate(weights: dict[str, torch.Tensor]) -> trainer.Evaluation:
@@ -76,7 +98,7 @@ def train(lossy: str | None, zstd: str | None, rounds: int, seed: int) -> tuple[
 
     clock = RealClock()
     parts = Parts(
-        endpoints=Here(),
+        endpoints=Here(feedback),
         transport=InlineTransport(),
         scheduler=open_scheduler(configs, aggregator.updates_per_step),
         aggregator=aggregator,
@@ -87,24 +109,22 @@ def train(lossy: str | None, zstd: str | None, rounds: int, seed: int) -> tuple[
         sent=lambda _task, _model: None,
     )
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    Server(federation, parts, "formats").fit(Snapshot(0, weights, {}, {}, {}))
+    Server(federation, parts, f"formats-{uuid4().hex}").fit(Snapshot(0, weights, {}, {}, {}))
     clock.close()
     puts = [update.seconds["put"] for entry in ended for update in entry.updates]
-    return ended[-1].accuracy, sum(e.bytes_up for e in ended), statistics.median(puts)
+    accuracy = ended[-1].accuracy
+    assert accuracy is not None, "the server evaluates"
+    return accuracy, sum(e.bytes_up for e in ended), statistics.median(puts)
 
 
-def configuration(lossy: str | None, zstd: str | None, rounds: int, seed: int) -> Federation:
+def configuration(format_: dict[str, object], rounds: int, seed: int) -> Federation:
     """The example's, with a format."""
     experiment = yaml.safe_load((EXAMPLES / "digits" / "experiment.yml").read_text())
     loader = experiment.pop("data_configs")
     shared = experiment["client_configs"]
     shared["model_configs"]["seed"] = seed
     shared["comm_configs"] = {
-        "compressor_configs": {
-            "enable_compression": bool(lossy or zstd),
-            "lossy_compressor": lossy,
-            "lossless_compressor": zstd,
-        }
+        "compressor_configs": {"enable_compression": any(format_.values()), **format_}
     }
     experiment["server_configs"] |= {
         "num_clients": CLIENTS,
@@ -130,23 +150,39 @@ def configuration(lossy: str | None, zstd: str | None, rounds: int, seed: int) -
 
 
 class Here:
-    """Clients in this process, one after the other."""
+    """Clients in this process, one after the other.
 
-    def submit(self, _client, request):
+    Args:
+        feedback: Whether they add to an update what was left out of the last one.
+    """
+
+    def __init__(self, feedback: bool) -> None:
+        self._feedback = feedback
+
+    def submit(self, client: Client, request: JSONObject) -> Future[JSONObject]:  # noqa: ARG002  (the protocol's)
         """Run a task at once; its request and answer go through JSON, as anywhere."""
-        future = Future()
+        if not self._feedback:
+            request = request | {"control_version": None}
+        future: Future[JSONObject] = Future()
         future.set_result(json.loads(json.dumps(task.run(json.loads(json.dumps(request))))))
         return future
 
-    def health(self, _client):
+    def health(self, client: Client) -> None:
         """Always well."""
 
-    def explain(self, error):
+    def explain(self, error: BaseException) -> EndpointError:
         """Nothing is known beyond the error."""
-        return str(error)
+        return EndpointError(str(error))
 
-    def session(self):
+    def session(self) -> None:
         """None to recover by."""
+
+    def recover(self, session: str, jobs: Collection[str]) -> dict[str, Future[JSONObject]]:  # noqa: ARG002  (as above)
+        """Nothing, then."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def spread(values: tuple[float, ...]) -> str:

@@ -29,19 +29,23 @@ NOOP = """
 import json, sys, time
 from pathlib import Path
 from concurrent.futures import wait
-from fl.config import ClientCommConfigs, load_federation
+from fl.config import ClientCommConfigs
+from fl.config_files import load_federation
 from fl.endpoints.places import open_endpoints
 from fl.server.requests import check_request
+from fl.transport.inline import InlineTransport
 
 server, clients, count = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 federation = load_federation(server, clients)
 endpoints = open_endpoints(federation)
 bare = {"comm_configs": ClientCommConfigs()}
 inline = [client.model_copy(update=bare) for client in federation.clients]
+nothing = InlineTransport().put(b"")
 times = []
 for _ in range(count):
     started = time.monotonic()
-    wait([endpoints.submit(client, check_request(client)) for client in inline], 120)
+    requests = [check_request(client, nothing, until=time.time() + 120) for client in inline]
+    wait([endpoints.submit(*pair) for pair in zip(inline, requests, strict=True)], 120)
     times.append(time.monotonic() - started)
 endpoints.close()
 print(json.dumps(times))
@@ -139,7 +143,8 @@ class Bench:
 
 def report(rounds: list[dict], noops: list[float]) -> None:
     """Warm rounds, by part, against the no-ops."""
-    overheads, parts = [], {}
+    overheads: list[float] = []
+    parts: dict[str, list[float]] = {}
     for entry in rounds:
         site = max(entry["updates"], key=lambda update: update["after"])["seconds"]
         overheads.append(entry["seconds"]["total"] - site["train"] - site["validate"])

@@ -1,6 +1,6 @@
 """Ten and a thousand virtual sites through the product's loop: seconds, and the server's memory.
 
-    python benchmarks/scale.py [--sites 10 100 1000] [--rounds 100]
+    python -m benchmarks.scale [--sites 10 100 1000] [--rounds 100] [--picture FILE.svg]
 
 Claim: a thousand sites, 100 rounds, take minutes on two cores, and the peak memory of the process
 is within 10 % of that for ten sites. Each federation runs in a process of its own, so that each
@@ -21,6 +21,7 @@ import sys
 import time
 from collections import Counter
 
+import altair as alt
 import numpy as np
 import torch
 
@@ -31,8 +32,9 @@ from fl.server.checkpoint import Snapshot
 from fl.server.events import RoundEnded
 from fl.server.federation import Parts, Server
 from fl.server.schedulers import open_scheduler
-from fl.tensors import digest
+from fl.tensors import Data
 from fl.transport import GoneError, Ref
+from fl.transport.base import ref_to
 
 # Pace steps by at least this share of the sites: a model is kept as long as a site trains it.
 SHARE = 0.1
@@ -51,30 +53,35 @@ class Storage:
     server's memory, but since they all answer the same bytes, one copy stands for all of theirs.
     """
 
+    name = "storage"
+
     def __init__(self) -> None:
         self._objects: dict[str, bytes] = {}
         self._counts: Counter[str] = Counter()
         self._puts = 0
 
-    def put(self, data: bytes) -> Ref:
+    def put(self, *pieces: Data) -> Ref:
         """See `fl.transport.Transport`."""
         self._puts += 1
-        ref = Ref("storage", {"object": str(self._puts)}, len(data), digest(data))
-        self._objects.setdefault(ref.sha256, data)
-        self._counts[ref.sha256] += 1
+        ref = ref_to(self.name, {"object": str(self._puts)}, pieces)
+        self._objects.setdefault(ref.digest, b"".join(pieces))
+        self._counts[ref.digest] += 1
         return ref
 
-    def get(self, ref: Ref) -> bytes:
+    def get(self, ref: Ref, seconds: float = math.inf) -> Data:  # noqa: ARG002  (the protocol's)
         """See `fl.transport.Transport`."""
-        if ref.sha256 not in self._objects:
+        if ref.digest not in self._objects:
             raise GoneError("no longer there")
-        return self._objects[ref.sha256]
+        return self._objects[ref.digest]
 
     def evict(self, ref: Ref) -> None:
         """See `fl.transport.Transport`."""
-        self._counts[ref.sha256] -= 1
-        if self._counts[ref.sha256] == 0:
-            del self._objects[ref.sha256], self._counts[ref.sha256]
+        self._counts[ref.digest] -= 1
+        if self._counts[ref.digest] == 0:
+            del self._objects[ref.digest], self._counts[ref.digest]
+
+    def grant(self, size: int) -> None:
+        """See `fl.transport.Transport`: everybody is in this process."""
 
     def close(self) -> None:
         """See `fl.transport.Transport`."""
@@ -183,6 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sites", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--picture")
     parser.add_argument("--one", nargs=3, metavar=("SCHEDULER", "SITES", "ROUNDS"))
     arguments = parser.parse_args()
     if arguments.one:
@@ -191,9 +199,12 @@ def main() -> None:
         print(json.dumps(simulate(name, int(sites), int(rounds))))
         return
     print(f"{arguments.rounds} rounds, a model of {4 * VALUES / 1e6:.1f} MB")
+    found = {}
     for name in SCHEDULERS:
-        rows = [(sites, apart(name, sites, arguments.rounds)) for sites in arguments.sites]
-        report(name, rows)
+        found[name] = [(sites, apart(name, sites, arguments.rounds)) for sites in arguments.sites]
+        report(name, found[name])
+    if arguments.picture:
+        draw(found, arguments.picture)
 
 
 def report(name: str, rows: list[tuple[int, dict[str, float]]]) -> None:
@@ -209,6 +220,24 @@ def report(name: str, rows: list[tuple[int, dict[str, float]]]) -> None:
             f" {measured['peak']:9.1f}  {'#' * round(BAR * measured['peak'] / highest)}"
         )
     print(f"        peak, most sites to fewest: {rows[-1][1]['peak'] / rows[0][1]['peak']:.3f}")
+
+
+def draw(found: dict[str, list[tuple[int, dict[str, float]]]], file: str) -> None:
+    """Peak memory over sites, beside the band of 10 % above that of the fewest."""
+    rows = [
+        {"scheduler": name, "sites": sites, "MB": measured["peak"]}
+        for name, line in found.items()
+        for sites, measured in line
+    ]
+    fewest = max(line[0][1]["peak"] for line in found.values())
+    chart = alt.Chart(alt.Data(values=rows), width=420, height=240)
+    peaks = chart.mark_line(point=True).encode(
+        x=alt.X("sites:Q", title="sites", scale=alt.Scale(type="log")),
+        y=alt.Y("MB:Q", title="the server's peak memory, MB", scale=alt.Scale(domainMin=0)),
+        color=alt.Color("scheduler:N", title=None),
+    )
+    limit = alt.Chart(alt.Data(values=[{"MB": 1.1 * fewest}])).mark_rule(strokeDash=[4, 4])
+    (peaks + limit.encode(y="MB:Q")).save(file)
 
 
 if __name__ == "__main__":

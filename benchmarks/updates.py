@@ -1,6 +1,6 @@
 """What the server does with an update of a big model: seconds by part, and its peak memory.
 
-    python benchmarks/updates.py [MB] [updates]
+    python -m benchmarks.updates [MB] [updates]
 
 Claims: an update is folded into the sum at about the speed of an axpy, the limit here, measured in
 the same run; and the process, which is a fresh one with a model in it, needs no more memory for

@@ -51,7 +51,7 @@ def _switched_off(switch: str, settings: set[str]) -> Callable[[Any], bool]:
 
 TRAIN = {
     "use_dp": Key(
-        _only(False), "there is no differential privacy at clients here: use_dp: false, or no key"
+        _only(False), "clients have dp_sgd for it (docs/algorithms.md): use_dp: false, or no key"
     ),
     "epsilon": Key(_anything, ""),
     "dp_mechanism": Key(_anything, ""),
@@ -118,9 +118,11 @@ SERVER = {
 CLIENT = {
     "wandb_configs": Key(
         _switched_off("enable_wandb", {"entity", "project", "exp_name"}),
-        "metrics are in the run's folder: enable_wandb: false, or no wandb_configs",
+        "the server tells it: server_configs.trackers: [wandb], and here enable_wandb: false",
     ),
-    "mlflow_configs": Key(_nothing, "metrics are in the run's folder: leave it out"),
+    "mlflow_configs": Key(
+        _nothing, "leave it out: the server tells it, by server_configs.trackers: [mlflow]"
+    ),
 }
 
 SCHEDULER = {

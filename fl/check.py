@@ -8,7 +8,6 @@ which does everything that a round does, with the model's real size and one step
 from __future__ import annotations
 
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -16,25 +15,23 @@ from concurrent.futures import Future, as_completed
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.filesize import decimal
-from torch import nn
-from torch.utils.data import Subset
 
-from fl.client import data, trainer
-from fl.client.check import LEAST_FREE_BYTES, Doubt, Item, Items, versions
-from fl.config import Client, Federation, Files
+from fl.check_server import Sent, check_server
+from fl.client.check import Item, Items, versions
+from fl.config import Client, Federation
+from fl.config_files import Files
 from fl.endpoints.base import Endpoints, JSONObject, SiteError, answer_of
 from fl.endpoints.places import open_endpoints
 from fl.errors import FederationError, in_one_line
 from fl.remedies import remedy
-from fl.run import held_out, open_steps, prepare_environment, require_training
+from fl.run import prepare_environment
+from fl.sealing import ServerKeys
 from fl.server.clock import Clock, RealClock
 from fl.server.requests import check_request, rehearse_request
-from fl.tensors import Tensors, encode
 from fl.transport import Ref, Transport, open_server_transport
 
 SERVER = "server"
@@ -83,16 +80,16 @@ def check(files: Files, deadline: float, *, quick: bool = False) -> Iterator[Che
         FederationError: An environment file cannot be read.
     """
     federation = files.load()
-    prepare_environment(federation, files.server.parent)
+    prepare_environment(federation, files.site_code)
     items = Items()
-    items.attempt("files", lambda: _files(federation))
-    model = _server(items, federation, files.server)
+    model = check_server(items, federation, files.server)
+    encoded = model.encoded if model is not None else None
     with ExitStack() as stack:
-        ways = items.attempt("ways", lambda: _open(federation, model, stack))
+        ways = items.attempt("ways", lambda: _open(federation, encoded, stack))
         yield from _of_server(items, federation)
         if ways is None:
             return
-        sites = _Sites(federation, ways, deadline, rehearse=model is not None)
+        sites = _Sites(federation, ways, deadline, model)
         for client, seen in sites.online():
             yield seen
             if seen.ok and not quick:
@@ -115,10 +112,10 @@ def health(files: Files, deadline: float) -> list[Check]:
         FederationError: The server's own side does not work, so that nothing can be checked.
     """
     federation = files.load()
-    prepare_environment(federation, files.server.parent)
+    prepare_environment(federation, files.site_code)
     with ExitStack() as stack:
         ways, _ = _open(federation, None, stack)
-        sites = _Sites(federation, ways, deadline, rehearse=False)
+        sites = _Sites(federation, ways, deadline, None)
         seen: list[Check] = []
         found: list[Check] = []
         for client, online in sites.online():
@@ -146,76 +143,6 @@ def _as_one(checks: list[Check]) -> Check:
     return Check(checks[0].client_id, "worker", True, message, "", checks[0].seconds)
 
 
-# The server's own side.
-
-
-def _server(items: Items, federation: Federation, file: Path) -> bytes | None:
-    """What the server does itself; returns what it would send, if its model can be built."""
-    configs = federation.server_configs
-    model = items.attempt("model", lambda: _model(federation))
-    encoded = None
-    if model is not None:
-        items.attempt("training", lambda: _training(federation, model, file))
-        weights = model.state_dict()
-        extra = items.attempt("algorithm", lambda: _algorithm(federation, model, file))
-        encoded = encode({**weights, **(extra or {})})
-        if configs.server_validation:
-            items.attempt("held-out set", lambda: _held_out(federation, model))
-    folder, size = Path(configs.logging_output_dirname), len(encoded or b"")
-    items.attempt("run folder", lambda: _run_folder(folder, size))
-    return encoded
-
-
-def _files(federation: Federation) -> tuple[None, str]:
-    if federation.notes:
-        raise Doubt("; ".join(federation.notes))
-    rounds = federation.server_configs.num_global_epochs
-    return None, f"{len(federation.clients)} sites, {rounds} rounds"
-
-
-def _model(federation: Federation) -> tuple[nn.Module, str]:
-    model = trainer.build_model(federation.client_configs.model_configs)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    return model, f"{count:,} parameters, {decimal(len(encode(model.state_dict())))}"
-
-
-def _training(federation: Federation, model: nn.Module, file: Path) -> tuple[None, str]:
-    require_training(federation, model, file)
-    configs = federation.client_configs.train_configs
-    return None, f"{configs.trainer}, {configs.optim}, {configs.loss_fn}"
-
-
-def _algorithm(federation: Federation, model: nn.Module, file: Path) -> tuple[Tensors, str]:
-    """Aggregator and scheduler; the value is what is sent besides the model."""
-    aggregator, _ = open_steps(federation, model, file)
-    configs = federation.server_configs
-    extra = aggregator.extra(model.state_dict())
-    return extra, f"{configs.aggregator} under {configs.scheduler}"
-
-
-def _held_out(federation: Federation, model: nn.Module) -> tuple[None, str]:
-    found = held_out(federation)
-    if found is None:
-        return None, "none"
-    dataset, settings = found
-    few = Subset(dataset, range(min(data.count(dataset), settings.val_batch_size)))
-    loss = trainer.evaluate(model, few, settings).loss
-    return None, f"{data.describe(dataset)}; loss before training {loss:.4g}"
-
-
-def _run_folder(folder: Path, size: int) -> tuple[None, str]:
-    """A folder that can be written, with room for what a run leaves: four models."""
-    there = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
-    if not there.is_dir():
-        raise FederationError(f"{folder}: cannot be made, {there} is no folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise FederationError(f"{folder}: cannot be written")
-    free = shutil.disk_usage(there).free
-    if free < max(4 * size, LEAST_FREE_BYTES):
-        raise FederationError(f"{folder}: has only {decimal(free)} free")
-    return None, f"{folder}: {decimal(free)} free"
-
-
 @dataclass(frozen=True)
 class _Ways:
     """How the server reaches sites, and the bytes that they shall fetch."""
@@ -224,6 +151,7 @@ class _Ways:
     transport: Transport
     clock: Clock
     model: Ref
+    sealing: dict[str, str] | None
 
 
 def _open(federation: Federation, model: bytes | None, stack: ExitStack) -> tuple[_Ways, str]:
@@ -233,13 +161,21 @@ def _open(federation: Federation, model: bytes | None, stack: ExitStack) -> tupl
         stack.callback(os.environ.pop, "FL_SITE_STATE")
     transport = open_server_transport(federation.server_configs.comm_configs)
     stack.callback(transport.close)
-    ref = transport.put(model or uuid.uuid4().bytes)
+    sealing = ServerKeys(ServerKeys.draw()) if _seals(federation, model) else None
+    sent = [model or uuid.uuid4().bytes]
+    ref = transport.put(*(sealing.seal_model(sent) if sealing else sent))
     stack.callback(_evict, transport, ref)
     endpoints = open_endpoints(federation)
     stack.callback(endpoints.close)
     clock = RealClock()
     stack.callback(clock.close)
-    return _Ways(endpoints, transport, clock, ref), f"models travel by {ref.transport}"
+    keys = sealing.for_sites() if sealing else None
+    return _Ways(endpoints, transport, clock, ref, keys), f"models travel {ref.way}"
+
+
+def _seals(federation: Federation, model: bytes | None) -> bool:
+    """Whether what is sent is a model, and one that a run would seal."""
+    return model is not None and federation.server_configs.comm_configs.sealing
 
 
 def _evict(transport: Transport, ref: Ref) -> None:
@@ -264,10 +200,10 @@ class _Sites:
     """All sites, asked at the same time; one that is silent holds no other up."""
 
     def __init__(
-        self, federation: Federation, ways: _Ways, deadline: float, *, rehearse: bool
+        self, federation: Federation, ways: _Ways, deadline: float, model: Sent | None
     ) -> None:
         self._federation, self._ways = federation, ways
-        self._deadline, self._rehearse = deadline, rehearse
+        self._deadline, self._model = deadline, model
         self._began = time.monotonic()
         self._until = time.time() + deadline
         self._tasks: dict[Future[JSONObject], tuple[Client, float]] = {}
@@ -291,18 +227,29 @@ class _Sites:
 
     def ask(self, client: Client) -> Iterator[Check]:
         """Send a site its task; yields a failed check if that is refused at once."""
-        model, until = self._ways.model, self._until
         sent = time.time()
         try:
-            upload = self._ways.transport.grant(model.size)
-            request = (
-                rehearse_request(self._federation, client, model, until=until, upload=upload)
-                if self._rehearse
-                else check_request(client, model, until=until, upload=upload)
-            )
+            request = self._request(client)
             self._tasks[self._ways.endpoints.submit(client, request)] = (client, sent)
         except FederationError as error:
             yield self._check(client, "worker", str(error), "")
+
+    def _request(self, client: Client) -> JSONObject:
+        ref, until = self._ways.model, self._until
+        upload = self._ways.transport.grant(ref.size)
+        if self._model is None:
+            return check_request(client, ref, until=until, upload=upload)
+        base, sealing = self._model.base, self._ways.sealing
+        return rehearse_request(
+            self._federation,
+            client,
+            ref,
+            until=until,
+            base=base,
+            upload=upload,
+            sealing=sealing,
+            threshold=self._model.threshold,
+        )
 
     def answers(self) -> Iterator[Check]:
         """What the workers found, each site's as it answers."""

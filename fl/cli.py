@@ -1,6 +1,7 @@
 """The command line: `fl-run`, and `fl` with the rest. No logic lives here.
 
-Exit codes: 0, done; 1, it failed on the way; 2, it was asked for something that cannot be meant.
+Exit codes: 0, done; 1, it failed on the way; 2, it was asked for something that cannot be meant;
+130, Ctrl-C stopped it.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ import click
 from rich.console import Console
 
 from fl import __version__
-from fl.config import ConfigError, Files
-from fl.errors import FederationError
+from fl.config_files import Files
+from fl.errors import INTERRUPTED, FederationError
 from fl.sandbox.cli import sandbox
+from fl.starter import FORMATS, write_starter
 
 if TYPE_CHECKING:
     from fl.check import Check
 
 FolderPath = click.Path(path_type=Path, file_okay=False)
 FilePath = click.Path(path_type=Path, dir_okay=False)
-NO_FILES = "give a folder with server.yaml and clients.yaml, or --server and --clients"
+Seconds = click.FloatRange(min=0, min_open=True)
+NO_FILES = "give a federation's or an experiment's folder, or --server and --clients"
 P = ParamSpec("P")
 
 
@@ -40,7 +43,10 @@ def reporting(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **kwargs)
         except FederationError as error:
             click.echo(f"error: {error}", err=True)
-            sys.exit(2 if isinstance(error, ConfigError) else 1)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("stopped by Ctrl-C", err=True)
+            sys.exit(INTERRUPTED)
 
     return wrapped
 
@@ -74,8 +80,8 @@ def federation_files(command: Callable[Concatenate[Files | None, P], None]) -> C
         if experiment is not None and (server or clients):
             raise click.UsageError("give an experiment's folder, or --server and --clients")
         if experiment is not None:
-            server, clients = experiment / "server.yaml", experiment / "clients.yaml"
-        if server is None and clients is None and not overrides:
+            command(Files.of_folder(experiment, overrides), *args, **kwargs)
+        elif server is None and clients is None and not overrides:
             command(None, *args, **kwargs)
         elif server is None or clients is None:
             raise click.UsageError(NO_FILES)
@@ -104,7 +110,8 @@ def main() -> None:
 def run_main(files: Files | None, resume: Path | None, dry_run: bool) -> None:
     """Train a model over the sites of a federation.
 
-    EXPERIMENT is a folder with server.yaml and clients.yaml.
+    EXPERIMENT is a folder with server.yaml and clients.yaml, as a deployment writes it; or with
+    an experiment.yml, whose sites are then processes of this machine.
 
     Writes a run folder with the final model, metrics.jsonl, checkpoints, the configuration and the
     versions. Ctrl-C ends the run after the round that goes on, a second one at once.
@@ -127,18 +134,47 @@ def run_main(files: Files | None, resume: Path | None, dry_run: bool) -> None:
     click.echo(f"model: {outcome.model}" if outcome.model else f"stopped: {outcome.folder}")
     if outcome.accuracy is not None:
         click.echo(f"test accuracy: {outcome.accuracy:.4f}")
+    if (found := outcome.at_sites) is not None:
+        click.echo(f"accuracy at {len(found.sites)} sites: {found.accuracy:.4f}")
+    sys.exit(0 if outcome.model else INTERRUPTED)
+
+
+@main.command()
+@click.argument("folder", type=FolderPath)
+@click.option(
+    "--model",
+    type=click.Choice(list(FORMATS)),
+    required=True,
+    help="For images, for tables, for text.",
+)
+@reporting
+def init(folder: Path, model: str) -> None:
+    """Write a commented experiment to begin with into a new folder."""
+    for file in write_starter(folder, model):
+        click.echo(f"wrote {file}")
+    click.echo(
+        f"your own model: {folder / 'model.py'}; your own data: {folder / 'data.py'}\n"
+        f"next, at two sites that are processes of this machine: fl-run {folder}\n"
+        "next, at the sites of an inventory: "
+        f"ansible-playbook deploy.yml -i INVENTORY -e fl_experiment={folder.resolve()}"
+    )
 
 
 @main.command()
 @federation_files
 @click.option("--quick", is_flag=True, help="Ask only what needs no worker, and so no job.")
-@click.option("--deadline", default=300.0, show_default=True, help="Seconds a site may take.")
+@click.option(
+    "--deadline", default=300.0, type=Seconds, show_default=True, help="Seconds a site may take."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 @reporting
 def check(files: Files | None, quick: bool, deadline: float, as_json: bool) -> None:
-    """Find what is wrong before a queue hour is spent, at the server and at every site.
+    """Find what is wrong before a queue hour is spent.
 
-    EXPERIMENT is a folder with server.yaml and clients.yaml.
+    At the server and at every site; all sites are asked at once.
+
+    EXPERIMENT is a folder with server.yaml and clients.yaml, as a deployment writes it; or with
+    an experiment.yml, whose sites are then processes of this machine.
 
     A worker at each site fetches the model, loads its data and does one step of training. Exit
     code 1: a check failed.
@@ -152,7 +188,9 @@ def check(files: Files | None, quick: bool, deadline: float, as_json: bool) -> N
 
 @main.command()
 @federation_files
-@click.option("--deadline", default=300.0, show_default=True, help="Seconds a worker may take.")
+@click.option(
+    "--deadline", default=300.0, type=Seconds, show_default=True, help="Seconds a worker may take."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 @reporting
 def health(files: Files | None, deadline: float, as_json: bool) -> None:
@@ -209,6 +247,19 @@ def verify(file: Path, head: str | None) -> None:
     click.echo(f"{file}: {found.lines} lines, none changed; head {found.head}")
 
 
+@audit.command("show")
+@click.argument("file", type=FilePath)
+@click.option("--last", default=20, show_default=True, type=click.IntRange(min=1), help="Tasks.")
+@reporting
+def show_audit(file: Path, last: int) -> None:
+    """Say what ran at a site: the last tasks, and what came of each."""
+    from fl.audit_table import read_tasks, show
+
+    tasks = read_tasks(file)
+    Console().print(show(tasks[-last:]))
+    click.echo(f"{len(tasks)} tasks in all; whether a line was changed, fl audit verify says")
+
+
 @main.command()
 @click.argument("folder", type=FolderPath, default="runs")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
@@ -234,7 +285,9 @@ def status(folder: Path, as_json: bool) -> None:
 @click.option("--out", type=FilePath, help="The file; report.html in the first run's folder.")
 @reporting
 def report(folders: tuple[Path, ...], out: Path | None) -> None:
-    """Write what a run was into one HTML file that needs nothing beside it.
+    """Write what a run was into one HTML file.
+
+    The file needs nothing beside it.
 
     RUN is a run's folder, or one of runs: then it is the newest's, as without any it is that of
     the folder runs. Several runs are laid over each other.

@@ -1,4 +1,4 @@
-"""What updates look like on their way: narrower numbers, zstd over them, or neither.
+"""What updates look like on their way: narrower numbers, zstd over them, the largest alone.
 
 Both sides know the format from the configuration, and the server knows the layout, so that an
 update says nothing about its own sizes that would have to be believed. Only floating tensors of
@@ -21,6 +21,8 @@ BLOCK = 1024
 """Numbers that share a scale in int8."""
 SCALE = "scale/"
 """What the names of int8's scales begin with."""
+INDEX = "index/"
+"""What the names of top-k's places begin with."""
 LEVEL = 1
 """Of zstd: higher ones cost several times the time and gain a few percent."""
 
@@ -36,17 +38,21 @@ def compress(tensors: Mapping[str, torch.Tensor], configs: CompressorConfigs) ->
 
     Returns:
         Tensors to encode: each under its own name, narrower or as a zstd frame (uint8), and
-        `scale/NAME` where it is int8.
+        `scale/NAME` where it is int8. With `top_k`, the largest numbers alone, in one dimension,
+        and their places in the flat tensor, ascending, as `index/NAME`.
 
     Raises:
         TensorsError: A number is not finite, or too large for the format.
     """
     coded: Tensors = {}
     for name, tensor in tensors.items():
-        if not _changed(tensor, configs):
+        if not is_changed(tensor, configs):
             coded[name] = tensor
             continue
         values = tensor.detach().cpu()
+        if configs.top_k is not None:
+            coded[name], coded[INDEX + name] = _largest(name, values, configs.top_k)
+            continue
         if configs.lossy_compressor == "int8":
             values, coded[SCALE + name] = _quantized(name, values)
         elif configs.lossy_compressor is not None:
@@ -76,7 +82,9 @@ def decompress(coded: Tensors, layout: Tensors, configs: CompressorConfigs) -> T
         if name not in left:
             raise TensorsError(f"tensors missing or unknown: {name}")
         values = left.pop(name)
-        if _changed(like, configs):
+        if is_changed(like, configs) and configs.top_k is not None:
+            values = _dense(name, values, left.pop(INDEX + name, None), like, configs.top_k)
+        elif is_changed(like, configs):
             dtype = NARROW.get(configs.lossy_compressor or "", like.dtype)
             if configs.lossless_compressor:
                 values = _inflated(name, values, like.shape, dtype)
@@ -90,7 +98,8 @@ def decompress(coded: Tensors, layout: Tensors, configs: CompressorConfigs) -> T
     return tensors
 
 
-def _changed(tensor: torch.Tensor, configs: CompressorConfigs) -> bool:
+def is_changed(tensor: torch.Tensor, configs: CompressorConfigs) -> bool:
+    """Whether a format changes such a tensor; only its dtype and size count."""
     return (
         configs.enable_compression
         and tensor.is_floating_point()
@@ -103,6 +112,43 @@ def _cast(name: str, values: torch.Tensor, lossy: str) -> torch.Tensor:
     if not all(math.isfinite(extreme.item()) for extreme in torch.aminmax(narrow)):
         raise TensorsError(f"{name} holds what is no finite number in {lossy}")
     return narrow
+
+
+def _largest(name: str, values: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The numbers of greatest magnitude, and their places, ascending."""
+    flat = values.reshape(-1)
+    if not torch.isfinite(flat).all():
+        raise TensorsError(f"{name} holds what is no finite number")
+    places = flat.abs().topk(_count(flat, share), sorted=False).indices.sort().values
+    return flat[places], places.to(_index_type(flat))
+
+
+def _dense(
+    name: str,
+    values: torch.Tensor,
+    places: torch.Tensor | None,
+    like: torch.Tensor,
+    share: float,
+) -> torch.Tensor:
+    """The tensor that has some numbers at some places, each once, and zeros elsewhere."""
+    if places is None:
+        raise TensorsError(f"tensors missing or unknown: {INDEX}{name}")
+    shape = torch.Size([_count(like, share)])
+    _require(name, values, shape, like.dtype)
+    _require(INDEX + name, places, shape, _index_type(like))
+    if places[0] < 0 or places[-1] >= like.numel() or not (places[1:] > places[:-1]).all():
+        raise TensorsError(f"{INDEX}{name} is not places among {like.numel()}, each once, in order")
+    dense = torch.zeros(like.numel(), dtype=like.dtype)
+    dense[places.long()] = values
+    return dense.view(like.shape)
+
+
+def _count(tensor: torch.Tensor, share: float) -> int:
+    return math.ceil(share * tensor.numel())
+
+
+def _index_type(tensor: torch.Tensor) -> torch.dtype:
+    return torch.int32 if tensor.numel() < 2**31 else torch.int64
 
 
 def _quantized(name: str, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,31 +3,24 @@
 This is the one place where a key, its default and its meaning stand.
 
 The layout grew out of APPFL's two files (`client_configs`, `server_configs`, `clients[]`), so
-their owners find their keys where they left them. Everything is strict: an unknown key, a wrong
-type or a missing file is refused in one line that names the file, the key, what was expected and
-the nearest valid key.
+their owners find their keys where they left them. Everything is strict: an unknown key or a wrong
+type is refused (`fl.config_files` says how).
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fl.appfl import translate
 from fl.errors import FederationError
-from fl.overrides import override, read_yaml
 
 
 class ConfigError(FederationError):
     """A configuration file says something that cannot be meant."""
+
+    exit_code = 2
 
 
 class Section(BaseModel):
@@ -36,13 +29,21 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-LARGEST_FILE = 1_000_000
-"""Characters that a file may come to."""
-
 PositiveInt = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Arguments = dict[str, Any]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class DPSGD(Section):
+    """Example-level differential privacy at the site: DP-SGD (Abadi et al. 2016, 1607.00133)."""
+
+    noise_multiplier: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """The noise's standard deviation, as a multiple of `max_grad_norm`."""
+    max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """The largest Euclidean norm of one sample's gradient; larger ones are scaled down."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """The delta that a site's `epsilon` is told for; well below 1 by its number of samples."""
 
 
 class TrainConfigs(Section):
@@ -91,6 +92,9 @@ class TrainConfigs(Section):
     """The largest norm that `clip_grad` leaves."""
     clip_norm: Annotated[float, Field(gt=0)] = 2.0
     """Which norm: 2 for Euclid's."""
+    dp_sgd: DPSGD | None = None
+    """Clip every sample's gradient and add noise to their sum; minibatches are Poisson samples of
+    `train_batch_size` on average."""
     do_validation: bool = False
     """Evaluate on the client's validation set after training."""
     do_pre_validation: bool = False
@@ -107,6 +111,9 @@ class TrainConfigs(Section):
     """Processes that load data, 0 for none."""
     device: str = "cpu"
     """A torch device: cpu, cuda, cuda:0, xpu, mps; or auto, the first of cuda, xpu, mps, cpu."""
+    nproc_per_node: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes of a worker's node that train together (PyTorch's DDP), as torchrun names them:
+    each has a device of its own, of `device`'s kind, and a part of every minibatch."""
     amp: Literal["bfloat16", "float16"] | None = None
     """Mixed precision: train in this type where that is safe; float16 on cuda alone."""
 
@@ -120,7 +127,16 @@ class TrainConfigs(Section):
             raise ValueError("mu is what FedProxTrainer needs, and no other trainer")
         if self.trainer == "ScaffoldTrainer":
             self._require_plain_descent()
+        if self.dp_sgd is not None:
+            self._require_gradients_of_samples()
+        if self.nproc_per_node > 1 and (self.trainer == "ScaffoldTrainer" or self.dp_sgd):
+            raise ValueError("nproc_per_node above 1 takes neither ScaffoldTrainer nor dp_sgd")
         return self
+
+    def _require_gradients_of_samples(self) -> None:
+        """What is added to their sum, or clips it, is not what the accountant reckons with."""
+        if self.trainer != "VanillaTrainer" or self.clip_grad or self.amp is not None:
+            raise ValueError("dp_sgd needs VanillaTrainer, without clip_grad and without amp")
 
     def _require_plain_descent(self) -> None:
         """SCAFFOLD takes a step for a gradient: its controls fit no other optimizer."""
@@ -210,6 +226,28 @@ class S3Configs(Section):
         return self
 
 
+class HubConfigs(Section):
+    """Moving models through the federation's own HTTPS hub; sites need no settings, no keys."""
+
+    enable_hub: bool = False
+    """On, every model goes through the hub, whatever `proxystore_configs` say."""
+    hub_url: str = ""
+    """Where sites reach it: https://NAME:PORT."""
+    hub_secret_file: str = ""
+    """File with the secret that the hub and the server share."""
+    hub_ca_file: str | None = None
+    """Certificates in PEM by which alone the hub is known; without it, by any public authority's.
+    """
+
+    @model_validator(mode="after")
+    def _complete(self) -> HubConfigs:
+        if self.enable_hub and not (self.hub_url and self.hub_secret_file):
+            raise ValueError("enable_hub needs hub_url and hub_secret_file")
+        if self.enable_hub and not self.hub_url.startswith("https://"):
+            raise ValueError("hub_url must begin with https://")
+        return self
+
+
 class GlobusComputeConfigs(Section):
     """How the server reaches Globus Compute."""
 
@@ -228,6 +266,17 @@ class ServerCommConfigs(Section):
     """How models move."""
     s3_configs: S3Configs = S3Configs()
     """How they move instead."""
+    hub_configs: HubConfigs = HubConfigs()
+    """Or how they move instead."""
+    sealing: bool = False
+    """Encrypt models and updates, so that what carries or keeps them cannot read them; an update
+    that is not sealed is refused."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> ServerCommConfigs:
+        if self.s3_configs.enable_s3 and self.hub_configs.enable_hub:
+            raise ValueError("enable_s3 and enable_hub: models take one way, leave one out")
+        return self
 
 
 class ClientCommConfigs(Section):
@@ -276,12 +325,20 @@ class ServerConfigs(Section):
     """Evaluate the global model at the server after each round, on `data_configs`."""
     data_configs: DataConfigs | None = None
     """The server's held-out set: the loader's second value."""
+    federated_evaluation: PositiveInt | None = None
+    """Every so many rounds, and after the last, sites evaluate the global model on their own
+    validation sets."""
     early_stopping: EarlyStopping | None = None
     """End the run once the loss at the server no longer falls."""
+    ship_source: bool = False
+    """Send sites the files of model, loaders, loss and metric with every task, as the server has
+    them in `FL_SITE_CODE`; a site runs them where its policy's `shipped_source` lets them in."""
     logging_output_dirname: str = "runs"
     """Folder that gets a folder for every run, relative to where fl-run is started."""
     logging_output_filename: FileName | None = None
     """What the name of a run's folder begins with."""
+    trackers: list[str] = []
+    """Who else is told each round's numbers: tensorboard, mlflow, wandb, or an entry point."""
     comm_configs: ServerCommConfigs = ServerCommConfigs()
     """How the server reaches its clients."""
 
@@ -305,13 +362,21 @@ class CompressorConfigs(Section):
     """Narrower numbers; int8 has a scale for every 1,024 of them."""
     lossless_compressor: Literal["zstd"] | None = None
     """What is applied to the bytes."""
+    top_k: Annotated[float, Field(gt=0, le=0.5)] | None = None
+    """Share of each tensor's numbers that travels, the largest; the site adds the rest to its next
+    update."""
     param_cutoff: Annotated[int, Field(ge=0)] = 1024
     """Tensors of no more numbers than this travel as they are, as biases do."""
 
     @model_validator(mode="after")
     def _complete(self) -> CompressorConfigs:
-        if self.enable_compression and not (self.lossy_compressor or self.lossless_compressor):
-            raise ValueError("enable_compression needs lossy_compressor or lossless_compressor")
+        other = self.lossy_compressor or self.lossless_compressor
+        if self.enable_compression and not (other or self.top_k):
+            raise ValueError(
+                "enable_compression needs lossy_compressor, lossless_compressor or top_k"
+            )
+        if self.top_k and other:
+            raise ValueError("top_k goes with neither lossy_compressor nor lossless_compressor")
         return self
 
 
@@ -340,6 +405,13 @@ class ServerFile(Section):
     """What every client shares."""
     server_configs: ServerConfigs
     """The round loop."""
+
+
+class ExperimentFile(ServerFile):
+    """experiment.yml: what is trained. Where is the inventory's business, or `fl-run`'s."""
+
+    data_configs: DataConfigs
+    """Every site's loader; `num_clients` and `client_id` are filled into its arguments by site."""
 
 
 class Client(Section):
@@ -385,254 +457,3 @@ class Federation(Section):
         """A client's training settings: the shared ones with its own laid over them."""
         shared = self.client_configs.train_configs.model_dump()
         return TrainConfigs.model_validate({**shared, **client.train_configs})
-
-
-@dataclass(frozen=True)
-class Files:
-    """Where a federation is described.
-
-    Attributes:
-        server: Path of server.yaml.
-        clients: Path of clients.yaml.
-        overrides: KEY=VALUE texts that go over them.
-    """
-
-    server: Path
-    clients: Path
-    overrides: tuple[str, ...] = ()
-
-    def load(self) -> Federation:
-        """The federation; see `load_federation`."""
-        return load_federation(self.server, self.clients, self.overrides)
-
-
-def load_federation(server: Path, clients: Path, overrides: Sequence[str] = ()) -> Federation:
-    """Read server.yaml and clients.yaml.
-
-    Args:
-        server: Path of server.yaml.
-        clients: Path of clients.yaml.
-        overrides: KEY=VALUE texts, as `fl.overrides.override` takes them: those that begin with
-            `clients` go over clients.yaml, others over server.yaml.
-
-    Returns:
-        The federation.
-
-    Raises:
-        ConfigError: A file is missing or is not YAML, or a key is unknown, missing, of the wrong
-            type, or at odds with another.
-    """
-    of_clients = [text for text in overrides if text.partition("=")[0].split(".")[0] == "clients"]
-    of_server = [text for text in overrides if text not in of_clients]
-    notes: list[str] = []
-    server_file = _load(server, ServerFile, of_server, notes)
-    clients_file = _load(clients, ClientsFile, of_clients, notes)
-    configs, sites = server_file.server_configs, clients_file.clients
-    if configs.num_clients != len(sites):
-        raise ConfigError(
-            f"{server}: server_configs.num_clients is {configs.num_clients}, "
-            f"but {clients} lists {len(sites)}"
-        )
-    remote = [site.client_id for site in sites if site.endpoint_id != "local"]
-    if remote and configs.comm_configs.globus_compute_configs is None:
-        raise ConfigError(
-            f"{server}: server_configs.comm_configs.globus_compute_configs is missing; "
-            f"{remote[0]} is reached through Globus Compute (deploy.yml writes it)"
-        )
-    _require_one_way(configs, sites, server, clients)
-    federation = Federation(
-        client_configs=server_file.client_configs,
-        server_configs=configs,
-        clients=sites,
-        notes=notes,
-    )
-    for index, site in enumerate(sites):
-        try:
-            federation.train_configs(site)
-        except ValidationError as error:
-            place = ("clients", index, "train_configs")
-            where = _where(clients, of_clients)
-            raise ConfigError(explain(where, TrainConfigs, error, place)) from error
-    return federation
-
-
-def _require_one_way(
-    configs: ServerConfigs, sites: list[Client], server: Path, clients: Path
-) -> None:
-    """A model that went one way cannot be fetched by another."""
-    ours = configs.comm_configs.proxystore_configs.enable_proxystore
-    for index, site in enumerate(sites):
-        theirs = site.comm_configs.proxystore_configs.enable_proxystore
-        if theirs != ours:
-            raise ConfigError(
-                f"{clients}: clients.{index}.comm_configs.proxystore_configs.enable_proxystore is "
-                f"{str(theirs).lower()}, but the server's in {server} is {str(ours).lower()}; "
-                "models travel one way for all"
-            )
-
-
-def read_federation(file: Path) -> Federation:
-    """Read a federation that was written as one file, as a run's folder has it.
-
-    Args:
-        file: Path of config.yaml.
-
-    Returns:
-        The federation.
-
-    Raises:
-        ConfigError: The file is missing, or is no federation.
-    """
-    return _valid(str(file), _content(file, yaml.safe_load), Federation)
-
-
-AnySection = TypeVar("AnySection", bound=Section)
-
-
-def load_section(file: Path, schema: type[AnySection]) -> AnySection:
-    """Read a YAML file that a person wrote.
-
-    Args:
-        file: Its path.
-        schema: What stands in it.
-
-    Returns:
-        What it says.
-
-    Raises:
-        ConfigError: The file is missing, is not YAML, or says something else.
-    """
-    return _valid(str(file), _content(file, read_yaml), schema)
-
-
-def _load(
-    file: Path, schema: type[AnySection], overrides: Sequence[str], notes: list[str]
-) -> AnySection:
-    """Read a file that a person wrote, for this package or for APPFL."""
-    content = _content(file, read_yaml)
-    _override(content, overrides)
-    where = _where(file, overrides)
-    try:
-        notes += [f"{file}: {note}" for note in translate(content)]
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    return _valid(where, content, schema)
-
-
-def _content(file: Path, read: Callable[[str], Any]) -> Any:
-    try:
-        return read(file.read_text())
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: is not YAML ({' '.join(str(error).split())})") from error
-
-
-def _valid(where: str, content: Any, schema: type[AnySection]) -> AnySection:
-    try:
-        # Through JSON, since only there does pydantic's strict mode take a string for a UUID.
-        return schema.model_validate_json(_as_json(where, content))
-    except ValidationError as error:
-        raise ConfigError(explain(where, schema, error)) from error
-
-
-def _where(file: Path, overrides: Sequence[str]) -> str:
-    """A file and what was laid over it, as a person typed them."""
-    return " --set ".join([str(file), *overrides])
-
-
-def _override(content: Any, overrides: Sequence[str]) -> None:
-    for text in overrides:
-        try:
-            override(content, text)
-        except ValueError as error:
-            raise ConfigError(f"--set {text}: {error}") from error
-
-
-def _as_json(where: str, content: Any) -> str:
-    """What a YAML file says, its aliases followed: a few lines of them can stand for gigabytes."""
-    parts: list[str] = []
-    size = 0
-    try:
-        for part in json.JSONEncoder().iterencode(content):
-            size += len(part)
-            if size > LARGEST_FILE:
-                raise ConfigError(
-                    f"{where}: is over {LARGEST_FILE} characters long with its aliases"
-                )
-            parts.append(part)
-    except TypeError as error:
-        raise ConfigError(f"{where}: {error}; quote dates and times") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{where}: {error}; an alias must not stand inside what it names"
-        ) from error
-    return "".join(parts)
-
-
-def explain(
-    file: Path | str,
-    schema: type[Section],
-    error: ValidationError,
-    prefix: tuple[str | int, ...] = (),
-) -> str:
-    """Tell the first fault of a file in one line: file, key, what was expected, the nearest key.
-
-    Args:
-        file: Where it is, and what was laid over it.
-        schema: What was validated.
-        error: What pydantic said of it.
-        prefix: The keys that lead to what was validated.
-
-    Returns:
-        The line.
-    """
-    # A misspelt key is both unknown and missing: the first says more.
-    faults = sorted(
-        error.errors(include_url=False), key=lambda fault: fault["type"] != "extra_forbidden"
-    )
-    fault, place = faults[0], _place(faults[0]["loc"])
-    key = ".".join(str(part) for part in prefix + place)
-    key = key if key.isprintable() else repr(key)
-    where = f"{file}: {key}" if key else f"{file}"
-    if fault["type"] == "extra_forbidden":
-        known = _fields(schema, place[:-1])
-        near = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-        return f"{where}: unknown key; {hint}"
-    if fault["type"] == "missing":
-        return f"{where}: missing"
-    if fault["type"] == "value_error":
-        return f"{where}: {fault['msg'].removeprefix('Value error, ')}"
-    # A key that takes one of several types has a fault for each.
-    expected = [_expected(other) for other in faults if _place(other["loc"]) == place]
-    wanted = " or ".join(expected)
-    return f"{where}: should be {wanted}, not {json.dumps(fault['input'], default=str)[:80]}"
-
-
-def _expected(fault: Any) -> str:
-    """What should have stood there; a choice of values in full, else without pydantic's details."""
-    if fault["type"] == "literal_error":
-        return str(fault["ctx"]["expected"])
-    return str(fault["msg"].split(",")[0].removeprefix("Input should be "))
-
-
-def _place(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
-    """Where a fault is, without the names that pydantic gives to a key's alternative types."""
-    return tuple(part for part in location if part not in ("uuid", "literal['local']"))
-
-
-def _fields(schema: type[Section], place: tuple[str | int, ...]) -> list[str]:
-    """The keys that the schema knows at a place."""
-    for part in place:
-        if isinstance(part, str):
-            schema = next(_sections(schema.model_fields[part].annotation))
-    return list(schema.model_fields)
-
-
-def _sections(annotation: Any) -> Iterator[type[Section]]:
-    """The sections inside a field's type, such as the one in `list[Client]`."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _sections(argument)

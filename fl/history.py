@@ -7,15 +7,15 @@ means nothing to this version is named.
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from fl.errors import FederationError
-from fl.server.events import RoundEnded, SiteChanged
+from fl.server.events import RoundEnded, SiteChanged, SitesEvaluated
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,13 @@ class StateChange(SiteChanged):
     at: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedModel(SitesEvaluated):
+    """A line of `evaluations.jsonl`: what sites found of a model, and when in Unix seconds."""
+
+    at: float
+
+
 @dataclass(frozen=True)
 class SentTask:
     """What is read of a line of `tasks.jsonl`.
@@ -55,11 +62,13 @@ class SentTask:
         client_id: To whom the task was sent.
         version: Steps that the server had taken.
         size: Bytes of its model.
+        model: Where that is; nothing of one that was inside the task.
     """
 
     client_id: str
     version: int
     size: int
+    model: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,7 @@ class History:
         is_open: Whether a process has it open, as far as this machine can see.
         is_finished: Whether the model of its last round is there.
         rounds: That ended, in their order.
+        evaluations: Of global models by sites, in their order.
         tasks: That were sent, in their order.
         changes: Of sites' states, in their order.
         log: What else happened, in its order.
@@ -104,6 +114,7 @@ class History:
     is_open: bool
     is_finished: bool
     rounds: list[EndedRound]
+    evaluations: list[EvaluatedModel]
     tasks: list[SentTask]
     changes: list[StateChange]
     log: list[LogLine]
@@ -150,6 +161,7 @@ def read_history(folder: Path) -> History:
         is_open=_is_open(folder / "lock"),
         is_finished=(folder / "model.safetensors").exists(),
         rounds=list(_lines(folder / "metrics.jsonl", EndedRound)),
+        evaluations=list(_lines(folder / "evaluations.jsonl", EvaluatedModel)),
         tasks=list(_lines(folder / "tasks.jsonl", SentTask)),
         changes=list(_lines(folder / "sites.jsonl", StateChange)),
         log=list(_lines(folder / "log.jsonl", LogLine)),

@@ -9,20 +9,20 @@ from uuid import UUID
 from rich.console import Console
 from rich.table import Table
 
-from fl.config import Federation, Files, ServerCommConfigs
-from fl.run import Algorithm, prepare_environment
+from fl.algorithm import Algorithm
+from fl.client.frozen import base_digest, travelling
+from fl.config import Federation, ServerCommConfigs
+from fl.config_files import Files
+from fl.run import prepare_environment
+from fl.sealing import ServerKeys
+from fl.server.aggregators import SecureFedAvg
 from fl.server.requests import train_request
-from fl.tensors import digest, encode
-from fl.transport import Ref
+from fl.server.sources import digests
+from fl.tensors import digest, encode, largest_encoding
+from fl.transport import WAYS, Ref
 from fl.transport.inline import InlineTransport
 
 NOBODY = str(UUID(int=0))
-WAYS = {
-    "inline": "inside the request",
-    "proxystore": "by ProxyStore",
-    "file": "through a folder",
-    "s3": "through a bucket",
-}
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Shipment:
     Attributes:
         client_id: The site.
         endpoint: Its Globus Compute endpoint, or `local`.
-        way: How the model travels: a name of `WAYS`.
+        way: How the model travels: a name of `fl.transport.WAYS`.
         device: What the site is asked to train on.
         request_bytes: Size of its request as JSON.
     """
@@ -51,22 +51,26 @@ class Plan:
     Attributes:
         rounds: How many.
         parameters: Trainable numbers in the model.
-        model_bytes: What is sent each way, a site and round: the encoded model, with what the
-            aggregator adds to it.
+        model_bytes: What is sent to a site in a round: the encoded model without what it marks
+            frozen, with what the aggregator adds to it.
+        update_bytes: What it sends back, unless `compressor_configs` make that smaller.
         shipments: One a site.
         writes: The folder that would get the run's.
+        sources: Files whose source travels with every task, with their SHA-256.
     """
 
     rounds: int
     parameters: int
     model_bytes: int
+    update_bytes: int
     shipments: list[Shipment]
     writes: str
+    sources: dict[str, str]
 
     @property
     def total_bytes(self) -> int:
         """What all rounds move, both ways, if every site answers every round."""
-        return 2 * self.rounds * len(self.shipments) * self.model_bytes
+        return self.rounds * len(self.shipments) * (self.model_bytes + self.update_bytes)
 
 
 def plan(files: Files) -> Plan:
@@ -82,17 +86,21 @@ def plan(files: Files) -> Plan:
         FederationError: As `fl.run.run`, for everything that it finds before it connects.
     """
     federation = files.load()
-    prepare_environment(federation, files.server.parent)
+    prepare_environment(federation, files.site_code)
     algorithm = Algorithm(federation, files.server)
-    weights = algorithm.model.state_dict()
+    weights = travelling(algorithm.model)
     encoded = encode({**weights, **algorithm.aggregator.extra(weights)})
+    secure = isinstance(algorithm.aggregator, SecureFedAvg)
+    masked = SecureFedAvg.masked(weights)
     ref = _ref(federation.server_configs.comm_configs, encoded)
     return Plan(
         rounds=federation.server_configs.num_global_epochs,
         parameters=sum(p.numel() for p in algorithm.model.parameters() if p.requires_grad),
         model_bytes=len(encoded),
-        shipments=_shipments(federation, ref),
+        update_bytes=largest_encoding(masked) if secure else len(encoded),
+        shipments=_shipments(federation, ref, base_digest(algorithm.frozen)),
         writes=federation.server_configs.logging_output_dirname,
+        sources=digests(federation),
     )
 
 
@@ -101,6 +109,8 @@ def _ref(configs: ServerCommConfigs, encoded: bytes) -> Ref:
     proxystore = configs.proxystore_configs
     if configs.s3_configs.enable_s3:
         way, key = "s3", {"object": NOBODY, "url": 10 * NOBODY}
+    elif configs.hub_configs.enable_hub:
+        way, key = "hub", {"object": NOBODY, "url": 3 * NOBODY, "query": NOBODY, "ca": 30 * NOBODY}
     elif not proxystore.enable_proxystore or proxystore.connector_configs is None:
         return InlineTransport().put(encoded)
     elif proxystore.connector_configs.store_dir is not None:
@@ -110,10 +120,21 @@ def _ref(configs: ServerCommConfigs, encoded: bytes) -> Ref:
     return Ref(way, key, len(encoded), digest(encoded))
 
 
-def _shipments(federation: Federation, model: Ref) -> list[Shipment]:
+def _shipments(federation: Federation, model: Ref, base: str | None) -> list[Shipment]:
     shipments = []
+    sealed = federation.server_configs.comm_configs.sealing
+    sealing = ServerKeys(ServerKeys.draw()).for_sites() if sealed else None
     for client in federation.clients:
-        request = train_request(federation, client, model, turn=1, job="0" * 64, run_id="0" * 32)
+        request = train_request(
+            federation,
+            client,
+            model,
+            turn=1,
+            job="0" * 64,
+            run_id="0" * 32,
+            base=base,
+            sealing=sealing,
+        )
         shipments.append(
             Shipment(
                 client_id=client.client_id,
@@ -145,10 +166,14 @@ def show(found: Plan, console: Console) -> None:
             f"{shipment.request_bytes / 1e3:.1f} kB",
         )
     console.print(table)
+    down, up = (f"{size / 1e6:.2f} MB" for size in (found.model_bytes, found.update_bytes))
     console.print(
         f"\n{found.rounds} rounds of {len(found.shipments)} sites, a model of "
-        f"{found.parameters:,} parameters: {found.model_bytes / 1e6:.2f} MB each way, "
-        f"{found.total_bytes / 1e6:.1f} MB in all\nwould write to {found.writes}/; "
+        f"{found.parameters:,} parameters: {down} "
+        + ("each way, " if down == up else f"to a site, {up} back, ")
+        + f"{found.total_bytes / 1e6:.1f} MB in all\n"
+        + "".join(f"ships {path}, sha256 {digest}\n" for path, digest in found.sources.items())
+        + f"would write to {found.writes}/; "
         "nothing was sent",
         highlight=False,
         markup=False,

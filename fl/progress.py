@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.live import Live
 from rich.table import Table
 
@@ -15,6 +16,7 @@ from fl.server.events import (
     RoundEnded,
     RoundStarted,
     SiteChanged,
+    SitesEvaluated,
     UpdateReceived,
     Warned,
 )
@@ -70,6 +72,11 @@ class Progress:
                 self._history.append(event)
                 if not self._live:
                     self._say(describe(event, self._rounds))
+            case SitesEvaluated():
+                self._say(
+                    f"round {event.round}: at {len(event.sites)} sites"
+                    f" accuracy={_number(event.accuracy)} loss={_number(event.loss)}"
+                )
             case Warned():
                 self._say(f"warning: {event.message}")
         if self._live:
@@ -81,16 +88,19 @@ class Progress:
     def _table(self) -> Table:
         """The last rounds, and what each client is doing in this one."""
         table = Table(title=f"round {self._round} of {self._rounds}")
-        for column in ("round", "accuracy", "loss", "updates", "MB down/up", "seconds"):
+        shown = self._history[-10:]
+        own = list(dict.fromkeys(name for ended in shown for name in ended.aggregator))
+        for column in ("round", "accuracy", "loss", "updates", "down/up", "seconds", *own):
             table.add_column(column, justify="right")
-        for ended in self._history[-10:]:
+        for ended in shown:
             table.add_row(
                 str(ended.round),
                 _number(ended.accuracy),
                 _number(ended.loss),
                 f"{len(ended.updates)}/{len(ended.updates) + len(ended.failures)}",
-                f"{ended.bytes_down / 1e6:.2f}/{ended.bytes_up / 1e6:.2f}",
+                f"{decimal(ended.bytes_down)}/{decimal(ended.bytes_up)}",
                 f"{ended.seconds['total']:.1f}",
+                *(_short(ended.aggregator.get(name)) for name in own),
             )
         table.caption = "   ".join(
             f"{name}: {state or '-'}" for name, state in self._states.items()
@@ -114,10 +124,14 @@ def describe(ended: RoundEnded, rounds: int) -> str:
         f"round {ended.round}/{rounds}"
         f" accuracy={_number(ended.accuracy)} loss={_number(ended.loss)}"
         f" updates={len(ended.updates)}"
-        f" MB={ended.bytes_down / 1e6:.2f}/{ended.bytes_up / 1e6:.2f}"
+        f" down={decimal(ended.bytes_down)} up={decimal(ended.bytes_up)}"
         f" seconds={ended.seconds['total']:.1f}{own}" + (failed if ended.failures else "")
     )
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

@@ -17,16 +17,28 @@ from typing import Any, Self
 
 import yaml
 
-from fl.config import Federation, read_federation
+from fl.client.frozen import base_digest
+from fl.config import Federation
+from fl.config_files import read_federation
 from fl.errors import FederationError
 from fl.history import LogLine, Owner
+from fl.sealing import ServerKeys
 from fl.server import checkpoint
 from fl.server.checkpoint import SiteMemory, Snapshot
-from fl.server.events import ClientFailed, Event, RoundEnded, RoundStarted, SiteChanged, Warned
+from fl.server.events import (
+    ClientFailed,
+    Event,
+    RoundEnded,
+    RoundStarted,
+    SiteChanged,
+    SitesEvaluated,
+    Warned,
+)
 from fl.server.sites import Task
 from fl.tensors import Data, Tensors, pieces
 from fl.transport import Ref
 
+SEALED_BY = "sealing.key"
 PACKAGES = ("fl-hpc", "globus-compute-sdk", "proxystore", "torch", "safetensors", "numpy")
 
 
@@ -58,10 +70,12 @@ class Record:
 
     It holds `config.yaml` (the configuration with every default filled in), `run.json`,
     `versions.json`; `metrics.jsonl` (a line a round), `tasks.jsonl` (a line a task), `sites.jsonl`
-    (a line a change of a site's state), `log.jsonl` (a line of what else happened), all but the
+    (a line a change of a site's state), `evaluations.jsonl` (a line a model that sites evaluated),
+    `log.jsonl` (a line of what else happened), all but the
     tasks with `at` in Unix seconds; `checkpoint.safetensors`, `best.safetensors` where models are
-    evaluated at the server and, at the end, `model.safetensors`. Only one process at a time may
-    have it open: the one that `lock` names.
+    evaluated at the server and, at the end, `model.safetensors`; until then, where updates are
+    sealed, `sealing.key` (mode 0600). Only one process at a time may have it open: the one that
+    `lock` names.
 
     Args:
         folder: The folder.
@@ -75,6 +89,7 @@ class Record:
         self.run_id = folder.name
         self._accuracy: float | None = None
         self._best: float | None = None
+        self._frozen: Tensors = {}
         try:
             # Held until this process ends, however it ends.
             self._lock = (folder / "lock").open("a")
@@ -87,12 +102,13 @@ class Record:
         self._end_torn_lines()
 
     @classmethod
-    def begin(cls, federation: Federation, site_code: str) -> Self:
+    def begin(cls, federation: Federation, site_code: str, frozen: Tensors) -> Self:
         """Make the folder of a new run, `[NAME-]TIME-PID` below the folder for all.
 
         Args:
             federation: The configuration.
             site_code: The server's folder of models and loaders.
+            frozen: The model's frozen parameters: no checkpoint has them.
 
         Returns:
             The record.
@@ -107,10 +123,13 @@ class Record:
         folder = Path(configs.logging_output_dirname) / name
         versions = {package: version(package) for package in PACKAGES}
         try:
-            folder.mkdir(parents=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700)  # models and metrics tell of the sites' data
             record = cls(folder)
             record._write("config.yaml", yaml.safe_dump(federation.model_dump(mode="json")))
-            record._write("run.json", json.dumps({"site_code": site_code}, indent=2) + "\n")
+            record._frozen = frozen
+            known = {"site_code": site_code, "base": base_digest(frozen)}
+            record._write("run.json", json.dumps(known, indent=2) + "\n")
             record._write(
                 "versions.json",
                 json.dumps({"python": platform.python_version(), **versions}, indent=2) + "\n",
@@ -150,9 +169,30 @@ class Record:
         Raises:
             FederationError: `run.json` cannot be read.
         """
+        return Path(self._begun()["site_code"])
+
+    def complete_with(self, frozen: Tensors) -> None:
+        """Have models completed by their frozen parameters, which no checkpoint has.
+
+        Args:
+            frozen: Those of the model as it is built now.
+
+        Raises:
+            FederationError: The run began with others, or `run.json` cannot be read.
+        """
+        if base_digest(frozen) != self._begun()["base"]:
+            raise FederationError(
+                f"{self.folder}: the model's frozen parameters are not those that the run began "
+                "with: its code, or a weights file that it reads, has changed"
+            )
+        self._frozen = frozen
+
+    def _begun(self) -> dict[str, Any]:
+        """What is known of the run's beginning."""
         try:
-            return Path(json.loads((self.folder / "run.json").read_text())["site_code"])
-        except (OSError, ValueError, KeyError) as error:
+            known = json.loads((self.folder / "run.json").read_text())
+            return {"site_code": known["site_code"], "base": known.get("base")}
+        except (OSError, ValueError, KeyError, AttributeError) as error:
             raise FederationError(f"{self.folder / 'run.json'}: cannot be read: {error}") from error
 
     def snapshot(self) -> Snapshot:
@@ -164,6 +204,11 @@ class Record:
         snapshot = checkpoint.load(self.folder / "checkpoint.safetensors")
         kept = [line for line in self._lines("metrics.jsonl") if line["round"] <= snapshot.version]
         self._replace("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+        evaluated = self._lines("evaluations.jsonl")
+        if evaluated:
+            told = [line for line in evaluated if line["during"] <= snapshot.version]
+            text = "".join(json.dumps(line) + "\n" for line in told)
+            self._replace("evaluations.jsonl", text.encode())
         known = [line["accuracy"] for line in kept if line["accuracy"] is not None]
         self._best = max(known, default=None)
         return snapshot
@@ -213,12 +258,40 @@ class Record:
                 line = {"at": now, **asdict(event), "loss": _finite(event.loss)}
                 line["aggregator"] = {key: _finite(n) for key, n in event.aggregator.items()}
                 self._append("metrics.jsonl", line)
+            case SitesEvaluated():
+                self._append("evaluations.jsonl", {"at": now, **asdict(event)})
             case RoundStarted():
                 self._log(LogLine(now, "started", round=event.round))
             case ClientFailed(number, name, reason, trace):
                 self._log(LogLine(now, "failed", number, name, reason, trace))
             case Warned():
                 self._log(LogLine(now, "warned", message=event.message))
+
+    def sealing_secret(self) -> bytes:
+        """What the run's sealed updates are opened by, drawn when it is first asked for.
+
+        It is kept, for its owner's eyes alone, until the final model is written: a run that is
+        resumed can then open what was sealed for the process before it.
+
+        Returns:
+            64 bytes.
+
+        Raises:
+            FederationError: It cannot be kept.
+        """
+        path = self.folder / SEALED_BY
+        temporary = path.with_name(f"{SEALED_BY}.part")
+        try:
+            if not path.exists():
+                temporary.unlink(missing_ok=True)
+                with open(temporary, "xb", opener=_private) as file:
+                    file.write(ServerKeys.draw())
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+            return path.read_bytes()
+        except OSError as error:
+            raise _unusable(path, error) from error
 
     def ended(self, reason: str) -> None:
         """Note that the run ends before its last round does.
@@ -240,19 +313,23 @@ class Record:
         checkpoint.save(self.folder / "checkpoint.safetensors", snapshot)
         if self._accuracy is not None and (self._best is None or self._accuracy > self._best):
             self._best = self._accuracy
-            self._replace("best.safetensors", *pieces(snapshot.weights))
+            self._replace("best.safetensors", *self._whole(snapshot.weights))
 
     def save(self, weights: Tensors) -> Path:
         """Write the final model.
 
         Args:
-            weights: The global model.
+            weights: What travels of the global model.
 
         Returns:
             Path of `model.safetensors`.
         """
-        self._replace("model.safetensors", *pieces(weights))
+        self._replace("model.safetensors", *self._whole(weights))
+        (self.folder / SEALED_BY).unlink(missing_ok=True)
         return self.folder / "model.safetensors"
+
+    def _whole(self, weights: Tensors) -> list[memoryview]:
+        return pieces({**self._frozen, **weights})
 
     def _lines(self, name: str) -> list[Any]:
         """A file's JSON lines; one that a crash or a full disk has torn is left out."""
@@ -307,6 +384,10 @@ class Record:
 
     def _write(self, name: str, text: str) -> None:
         (self.folder / name).write_text(text)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _finite(number: float | None) -> float | None:

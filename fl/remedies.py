@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from fl.client.check import Item
 from fl.client.site_code import site_code_folder
 from fl.config import Client, Federation
@@ -37,6 +39,11 @@ def _at_the_server(item: Item, federation: Federation) -> str:
                 f"put it right in {site_code_folder()}, or what server_configs.data_configs says; "
                 "or leave out server_validation"
             )
+        case "source":
+            return (
+                "put the file right, or point FL_SITE_CODE to the folder that the files' paths "
+                "begin in, or leave out server_configs.ship_source"
+            )
         case "files":
             return "leave those keys out; docs/appfl.md has what takes their place"
         case "run folder":
@@ -48,6 +55,8 @@ def _at_the_server(item: Item, federation: Federation) -> str:
 
 def _way(message: str, only: str) -> str:
     """What to do about a way for models, at the machine that the play is limited to."""
+    if re.search(r"\bhub\b", message):
+        return _hub(message)
     if "no ProxyStore endpoint" in message:
         return (
             "is its login node's ProxyStore endpoint up (ansible-playbook playbooks/proxystore.yml"
@@ -72,6 +81,23 @@ def _way(message: str, only: str) -> str:
     return "see the message, and the endpoint's log on its login node"
 
 
+def _hub(message: str) -> str:
+    """What to do about the hub; a site reaches it or does not, the rest is its machine's."""
+    if "ProxyError" in message:
+        return "have the site's proxy let its nodes CONNECT to the hub's name and port"
+    if "CERTIFICATE_VERIFY_FAILED" in message:
+        return (
+            "hub_ca_file is not the hub's: ansible-playbook playbooks/hub.yml, then "
+            "playbooks/federation.yml, -i INVENTORY"
+        )
+    if "expired" in message:
+        return "the task waited for over a week: send it again, by fl-run --resume"
+    return (
+        "is it up (ansible-playbook playbooks/hub.yml -i INVENTORY), and do the site's nodes reach "
+        "hub_url outwards?"
+    )
+
+
 def _at_a_site(item: Item, client: Client, federation: Federation) -> str:
     name = client.client_id
     only = f"-i INVENTORY --limit {name}"
@@ -89,13 +115,18 @@ def _at_a_site(item: Item, client: Client, federation: Federation) -> str:
         case "site code":
             own = _code(client, client.data_configs.dataset_path)
             return f"{own}, or point {key}.data_configs to another file"
+        case "policy" if "shipped_source" in item.message:
+            return (
+                "ask the site's owner to list that digest under shipped_source in site-policy.yaml "
+                "(docs/security.md), or to put the file into site_code"
+            )
         case "policy":
             return "ask the site's owner, whose site-policy.yaml says so (docs/security.md)"
         case "versions":
             return f"ansible-playbook playbooks/upgrade.yml {only}"
         case "clock":
             return "chronyc tracking, on that machine, says why"
-        case "disk":
+        case "disk" | "identity":
             return "make room there, or point FL_SITE_STATE in its environment to another folder"
         case "device":
             return (

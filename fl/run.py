@@ -1,4 +1,4 @@
-"""A federation from its two files to its result: every part is built and joined here."""
+"""A federation from its two files to its result: every part is opened and joined here."""
 
 from __future__ import annotations
 
@@ -6,33 +6,32 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from rich.console import Console
-from torch import nn
-from torch.utils.data import Dataset
 
-from fl.client import data, trainer
-from fl.config import ConfigError, Federation, Files, TrainConfigs
+from fl.algorithm import Algorithm
+from fl.client import frozen
+from fl.config import Federation
+from fl.config_files import Files
 from fl.endpoints.base import Endpoints, JSONObject
 from fl.endpoints.credentials import load_environment
 from fl.endpoints.places import open_endpoints
-from fl.errors import FederationError
+from fl.errors import INTERRUPTED, FederationError
 from fl.progress import Progress
 from fl.record import Record, Sent
-from fl.server.aggregators import Aggregator, open_aggregator
+from fl.sealing import ServerKeys
 from fl.server.checkpoint import Snapshot
 from fl.server.clock import Clock, RealClock
-from fl.server.events import Event, RoundEnded
-from fl.server.federation import Evaluator, Parts, Server
-from fl.server.schedulers import Scheduler, open_scheduler
+from fl.server.evaluation import at_sites
+from fl.server.events import Event, Listener, RoundEnded, SitesEvaluated, Warned
+from fl.server.federation import Parts, Server
 from fl.server.sites import Task, require_clients
 from fl.server.stopping import stalled
-from fl.tensors import Tensors
+from fl.trackers import Trackers
 from fl.transport import Transport, open_server_transport
 
 
@@ -44,11 +43,13 @@ class Outcome:
         folder: The run's folder.
         model: Path of the final model, or None if it was stopped before its last round.
         accuracy: The final model's accuracy at the server, or None where it was not evaluated.
+        at_sites: What sites found of the final model, or None.
     """
 
     folder: Path
     model: Path | None
     accuracy: float | None
+    at_sites: SitesEvaluated | None = None
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,13 @@ def run(files: Files, console: Console) -> Outcome:
     federation = files.load()
     for note in federation.notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-    prepare_environment(federation, files.server.parent)
+    prepare_environment(federation, files.site_code)
     algorithm = Algorithm(federation, files.server)
-    weights = algorithm.model.state_dict()
     with _ways(federation) as ways:
         _require_clients(federation, ways)
-        record = Record.begin(federation, site_code=os.environ["FL_SITE_CODE"])
-        start = Snapshot(0, weights, {}, {}, {})
+        site_code = os.environ["FL_SITE_CODE"]
+        record = Record.begin(federation, site_code, algorithm.frozen)
+        start = Snapshot(0, frozen.travelling(algorithm.model), {}, {}, {})
         record.keep(start)
         return _fit(federation, algorithm, ways, record, start, console)
 
@@ -104,6 +105,7 @@ def resume(folder: Path, console: Console) -> Outcome:
     federation = record.federation()
     prepare_environment(federation, record.site_code())
     algorithm = Algorithm(federation, folder / "config.yaml")
+    record.complete_with(algorithm.frozen)
     with _ways(federation) as ways:
         _require_clients(federation, ways)
         return _fit(federation, algorithm, ways, record, record.snapshot(), console)
@@ -123,79 +125,6 @@ def prepare_environment(federation: Federation, folder: Path) -> None:
     if globus is not None:
         load_environment(Path(file) for file in globus.environment_files)
     os.environ.setdefault("FL_SITE_CODE", str(folder.resolve()))
-
-
-class Algorithm:
-    """The configuration's model, aggregator, scheduler and evaluation; what is wrong fails here.
-
-    Args:
-        federation: The configuration.
-        file: Where it stands, for messages.
-
-    Raises:
-        ConfigError: The aggregator or the scheduler is unknown, or does not take its settings.
-        FederationError: The model or the held-out set cannot be built at the server.
-    """
-
-    def __init__(self, federation: Federation, file: Path) -> None:
-        self.model = trainer.build_model(federation.client_configs.model_configs)
-        require_training(federation, self.model, file)
-        self.aggregator, self.scheduler = open_steps(federation, self.model, file)
-        self.evaluate = _evaluator(federation)
-
-
-def open_steps(
-    federation: Federation, model: nn.Module, file: Path
-) -> tuple[Aggregator, Scheduler]:
-    """What makes the next model, and what says when.
-
-    Args:
-        federation: The configuration.
-        model: The run's.
-        file: Where the configuration stands, for messages.
-
-    Returns:
-        The aggregator and the scheduler.
-
-    Raises:
-        ConfigError: One of them is unknown, does not take its settings, or does not go with the
-            clients' trainer.
-    """
-    configs, weights = federation.server_configs, model.state_dict()
-    aggregator = open_aggregator(
-        configs.aggregator,
-        configs.aggregator_kwargs,
-        [client.client_id for client in federation.clients],
-        buffers=[name for name, _ in model.named_buffers() if name in weights],
-        file=file,
-    )
-    controls = bool(aggregator.extra(weights))
-    for client in federation.clients:
-        kind = federation.train_configs(client).trainer
-        if controls != (kind == "ScaffoldTrainer"):
-            raise ConfigError(
-                f"{file}: {client.client_id} trains by {kind}, which does not go with "
-                f"{configs.aggregator}: ScaffoldAggregator and ScaffoldTrainer need each other"
-            )
-    return aggregator, open_scheduler(configs, aggregator.updates_per_step, file=file)
-
-
-def require_training(federation: Federation, model: nn.Module, file: Path) -> None:
-    """See, before anything is sent, that every client's training settings can be meant.
-
-    Args:
-        federation: The configuration.
-        model: The run's.
-        file: Where the configuration stands, for messages.
-
-    Raises:
-        ConfigError: An optimizer, loss or schedule is unknown or refuses its arguments.
-    """
-    for client in federation.clients:
-        try:
-            trainer.require_settings(model, federation.train_configs(client))
-        except trainer.TrainingError as error:
-            raise ConfigError(f"{file}: {client.client_id}: {error}") from error
 
 
 @contextmanager
@@ -237,16 +166,48 @@ def _fit(
     def over() -> bool:
         return stopping is not None and stalled(losses, stopping.patience, stopping.min_delta)
 
-    def listen(event: Event) -> None:
+    def tell(event: Event) -> None:
         record(event)
         progress(event)
+
+    trackers = Trackers(algorithm.trackers, tell)
+
+    def listen(event: Event) -> None:
+        tell(event)
+        trackers(event)
         if isinstance(event, RoundEnded):
             last[:] = [event]
             losses.append(event.loss)
             if over():
                 server.stop()
 
-    parts = Parts(
+    parts = _parts(federation, algorithm, ways, record, listen)
+    server = Server(federation, parts, record.run_id)
+    if over():  # an earlier process found so
+        server.stop()
+    recovered, left = _recover(record.outstanding(start), ways), record.left()
+    with (
+        progress,
+        closing(trackers),
+        _interruptible(server.stop, record.folder),
+        _resumable(federation, record, console),
+    ):
+        trackers.begin(record.folder)
+        end = server.fit(start, recovered, left)
+        final = end.version >= rounds or over()
+        found = _at_sites(federation, ways, end, parts, listen) if final else None
+    model = record.save(end.weights) if final else None
+    if model is None:
+        record.ended("stopped by Ctrl-C")
+    return Outcome(record.folder, model, last[0].accuracy if last else None, found)
+
+
+def _parts(
+    federation: Federation, algorithm: Algorithm, ways: _Ways, record: Record, listen: Listener
+) -> Parts:
+    """What the server of a run works with."""
+    sealing = federation.server_configs.comm_configs.sealing
+    return Parts(
         endpoints=ways.endpoints,
         transport=ways.transport,
         scheduler=algorithm.scheduler,
@@ -256,17 +217,30 @@ def _fit(
         listen=listen,
         save=record.keep,
         sent=lambda task, model: record.sent(task, ways.endpoints.session(), model),
+        base=frozen.base_digest(algorithm.frozen),
+        sealing=ServerKeys(record.sealing_secret()) if sealing else None,
     )
-    server = Server(federation, parts, record.run_id)
-    if over():  # an earlier process found so
-        server.stop()
-    recovered, left = _recover(record.outstanding(start), ways), record.left()
-    with progress, _interruptible(server.stop, record.folder), _resumable(record, console):
-        end = server.fit(start, recovered, left)
-    model = record.save(end.weights) if end.version >= rounds or over() else None
-    if model is None:
-        record.ended("stopped by Ctrl-C")
-    return Outcome(record.folder, model, last[0].accuracy if last else None)
+
+
+def _at_sites(
+    federation: Federation, ways: _Ways, end: Snapshot, parts: Parts, listen: Listener
+) -> SitesEvaluated | None:
+    """What sites find of the final model, where that is configured."""
+    if federation.server_configs.federated_evaluation is None:
+        return None
+    found = at_sites(
+        federation,
+        ways.endpoints,
+        ways.transport,
+        end.weights,
+        end.version,
+        parts.base,
+        parts.sealing,
+        lambda message: listen(Warned(message)),
+    )
+    if found is not None:
+        listen(found)
+    return found
 
 
 def _recover(outstanding: list[Sent], ways: _Ways) -> list[Task]:
@@ -299,7 +273,7 @@ def _interruptible(stop: Callable[[], None], folder: Path) -> Iterator[None]:
     def second(_signal: int, _frame: FrameType | None) -> None:
         show_cursor = b"\x1b[?25h" if os.isatty(2) else b""
         os.write(2, show_cursor + f"{_go_on(folder)}\n".encode())
-        os._exit(1)
+        os._exit(INTERRUPTED)
 
     before = signal.signal(signal.SIGINT, first)
     try:
@@ -309,65 +283,24 @@ def _interruptible(stop: Callable[[], None], folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _resumable(record: Record, console: Console) -> Iterator[None]:
+def _resumable(federation: Federation, record: Record, console: Console) -> Iterator[None]:
     """Say where to look and how to go on, when a run is broken off."""
     try:
         yield
     except FederationError as error:
-        look = (
-            f"what happened: fl status {record.folder}\n"
-            f"what sites said, with their tracebacks: {record.folder / 'log.jsonl'}"
-        )
-        console.print(f"{look}\n{_go_on(record.folder)}", markup=False, soft_wrap=True)
+        collect = "ansible-playbook playbooks/collect-logs.yml -i INVENTORY"
+        remote = any(client.endpoint_id != "local" for client in federation.clients)
+        look = [
+            f"what happened: fl status {record.folder}",
+            f"what sites said, with their tracebacks: {record.folder / 'log.jsonl'}",
+            *([f"what their daemons said: {collect}"] if remote else []),
+            "what to do about it: fl check, with the same files and options",
+            _go_on(record.folder),
+        ]
+        console.print("\n".join(look), markup=False, soft_wrap=True)
         record.ended(str(error))
         raise
 
 
 def _go_on(folder: Path) -> str:
     return f"to go on with it: fl-run --resume {folder}"
-
-
-def held_out(federation: Federation) -> tuple[Dataset[Any], TrainConfigs] | None:
-    """What global models are evaluated on at the server.
-
-    Args:
-        federation: The configuration.
-
-    Returns:
-        The held-out set, and how to evaluate on it; None without `server_validation`.
-
-    Raises:
-        FederationError: The server's loader does not give it.
-    """
-    configs, shared = federation.server_configs, federation.client_configs.train_configs
-    if not configs.server_validation or configs.data_configs is None:
-        return None
-    found = data.datasets(configs.data_configs)[1]
-    if found is None:
-        raise FederationError(
-            f"{configs.data_configs.dataset_path}: server_validation needs a second data set, "
-            "the loader returned None"
-        )
-    return found, TrainConfigs(
-        loss_fn=shared.loss_fn,
-        loss_fn_path=shared.loss_fn_path,
-        loss_fn_name=shared.loss_fn_name,
-        loss_fn_kwargs=shared.loss_fn_kwargs,
-        val_batch_size=shared.val_batch_size,
-        device=configs.device,
-    )
-
-
-def _evaluator(federation: Federation) -> Evaluator | None:
-    """Evaluates global models at the server, where that is configured."""
-    found = held_out(federation)
-    if found is None:
-        return None
-    dataset, settings = found
-    model = trainer.build_model(federation.client_configs.model_configs)
-
-    def evaluate(weights: Tensors) -> trainer.Evaluation:
-        model.load_state_dict(weights)
-        return trainer.evaluate(model, dataset, settings)
-
-    return evaluate

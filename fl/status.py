@@ -13,8 +13,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fl.config import Federation, read_federation
-from fl.history import History, Owner, StateChange, read_history
+from fl.config import Federation
+from fl.config_files import read_federation
+from fl.history import EvaluatedModel, History, Owner, StateChange, read_history
 
 ERRORS = 5
 """How many of the last errors are told."""
@@ -70,6 +71,7 @@ class Status:
         done: Rounds that ended.
         loss: Of the last one's model at the server, where that is evaluated.
         accuracy: Likewise.
+        at_sites: What sites found of the last model that they evaluated, or None.
         waits_for: What has to happen next.
         sites: All of them; of a run that is not going on, as they were.
         errors: The last ones, the newest last.
@@ -86,6 +88,7 @@ class Status:
     done: int
     loss: float | None
     accuracy: float | None
+    at_sites: EvaluatedModel | None
     waits_for: str
     sites: list[SiteStatus]
     errors: list[Trouble]
@@ -122,6 +125,7 @@ def status(folder: Path) -> Status:
         done=done,
         loss=last.loss if last else None,
         accuracy=last.accuracy if last else None,
+        at_sites=history.evaluations[-1] if history.evaluations else None,
         waits_for=_waits_for(sites, goes_on) if state == "running" else "",
         sites=sites,
         errors=_errors(history),
@@ -143,6 +147,7 @@ def show(status: Status, now: float) -> RenderableType:
         f"{status.run}: {_STATES[status.state]}",
         *([_by(status.owner, now)] if status.owner else []),
         _done(status),
+        *([_at_sites(status.at_sites)] if status.at_sites else []),
         *_round(status, now),
     ]
     if status.waits_for:
@@ -150,7 +155,7 @@ def show(status: Status, now: float) -> RenderableType:
     table = Table("site", "state", "since", "reason")
     for site in status.sites:
         since = "" if site.since is None else _ago(site.since, now)
-        table.add_row(*map(_plain, (site.client_id, site.state, since, site.reason)))
+        table.add_row(*map(plain, (site.client_id, site.state, since, site.reason)))
     errors = [
         f"{_clock(error.at, now)} {error.client_id or 'the run'}: {error.message}"
         for error in status.errors
@@ -158,7 +163,7 @@ def show(status: Status, now: float) -> RenderableType:
     after = ["last errors:" if errors else "no errors", *errors]
     if status.resume:
         after.append(f"to go on with it: {status.resume}")
-    return Group(*map(_plain, lines), table, *map(_plain, after))
+    return Group(*map(plain, lines), table, *map(plain, after))
 
 
 @dataclass(frozen=True)
@@ -256,6 +261,11 @@ def _done(status: Status) -> str:
     return done
 
 
+def _at_sites(found: EvaluatedModel) -> str:
+    measured = f"accuracy {found.accuracy:.4f}, loss {found.loss:.4f}"
+    return f"at {len(found.sites)} sites, the model of round {found.round}: {measured}"
+
+
 def _round(status: Status, now: float) -> list[str]:
     """The round that goes on, or went on at the end."""
     if status.since is None or status.deadline is None:
@@ -281,6 +291,10 @@ def _clock(at: float, now: float) -> str:
     return then.strftime("%H:%M:%S %Z" if then.date() == today.date() else "%Y-%m-%d %H:%M:%S %Z")
 
 
-def _plain(text: str) -> Text:
-    """Text without control characters: a site's may hold any."""
+def plain(text: str) -> Text:
+    """Text without control characters, as rich can print it: a site's may hold any.
+
+    Args:
+        text: The text.
+    """
     return Text("".join(char if char.isprintable() else " " for char in text), overflow="fold")

@@ -7,7 +7,6 @@ library's own functions copy a model two or three times.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -15,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from blake3 import blake3
 
 from fl.errors import FederationError
 
@@ -205,16 +205,38 @@ def memory(tensor: torch.Tensor) -> memoryview:
 
 
 def digest(*data: Data) -> str:
-    """SHA-256 of encoded bytes, in hex."""
-    sha256 = hashlib.sha256()
+    """BLAKE3 of encoded bytes, in hex (https://github.com/BLAKE3-team/BLAKE3-specs).
+
+    It is as hard to forge as SHA-256 and four times as fast where the processor knows SHA, which
+    counts: a model is hashed by everybody who puts or gets it.
+    """
+    hashed = blake3()
     for piece in data:
-        sha256.update(piece)
-    return sha256.hexdigest()
+        hashed.update(piece)
+    return hashed.hexdigest()
 
 
 def size(data: Sequence[Data]) -> int:
     """Bytes of all pieces."""
     return sum(len(piece) for piece in data)
+
+
+def norm(tensors: Tensors) -> float:
+    """Euclid's norm over all floating-point tensors together.
+
+    Args:
+        tensors: Named tensors; counters and other integers are left aside.
+
+    Returns:
+        The norm; infinity where it overflows.
+    """
+    return math.hypot(*(_norm(t) for t in tensors.values() if t.is_floating_point()))
+
+
+def _norm(tensor: torch.Tensor) -> float:
+    """In float32 at least; in a wider type than its own, torch would copy the tensor first."""
+    own = tensor.dtype in (torch.float32, torch.float64)
+    return float(torch.linalg.vector_norm(tensor, dtype=None if own else torch.float32))
 
 
 def require_same_layout(expected: Mapping[str, torch.Tensor], given: Tensors) -> None:

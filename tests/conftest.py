@@ -12,6 +12,7 @@ import pytest
 
 from examples import leftovers
 from fl.endpoints.credentials import read_environment
+from tests.interrupt import take_sigterm_as_ctrl_c
 
 # As for the sandbox's workers (inventory/group_vars/sandbox.yml): tests run beside daemons.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -60,16 +61,14 @@ class Federation:
         self, *arguments: str, check: bool = True, **variables: object
     ) -> subprocess.CompletedProcess[str]:
         """Run ansible-playbook; unless `check` is false, a failure fails the test."""
-        done = self.call(
-            "ansible-playbook",
-            "-i",
-            str(self.inventory),
-            "-e",
-            json.dumps(self.variables | variables),
-            *arguments,
-        )
+        done = self.call(*self.playbook(*arguments, **variables))
         assert done.returncode == 0 or not check, done.stdout + done.stderr
         return done
+
+    def playbook(self, *arguments: str, **variables: object) -> list[str]:
+        """The command that runs ansible-playbook over this federation."""
+        given = json.dumps(self.variables | variables)
+        return ["ansible-playbook", "-i", str(self.inventory), "-e", given, *arguments]
 
     def call(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command of this checkout's environment."""
@@ -123,6 +122,11 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
         done.stdout + done.stderr for done in down
     )
     assert left == [], "left running after teardown and `fl sandbox down`"
+
+
+def pytest_configure() -> None:
+    """A session that is terminated takes down what it has started."""
+    take_sigterm_as_ctrl_c()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 
 from fl.config import Client, DataConfigs, Federation, ServerConfigs, SharedClientConfigs
 from fl.record import Record
+from fl.server import evaluation
 from fl.server.events import (
     ClientFailed,
     RoundEnded,
     RoundStarted,
     SiteChanged,
+    SiteEvaluation,
     UpdateReceived,
 )
 from fl.server.sites import Task
@@ -53,7 +55,7 @@ class Run:
     settings: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        self.record = Record.begin(federation(self.names, self.runs, **self.settings), "code")
+        self.record = Record.begin(federation(self.names, self.runs, **self.settings), "code", {})
         self.folder = self.record.folder
 
     def begin(self, number, sites=None):
@@ -89,8 +91,8 @@ class Run:
         self.record(failure)
         return failure
 
-    def end(self, number, updates, failures=()):
-        """The round's account."""
+    def end(self, number, updates, failures=(), **aggregator):
+        """The round's account, with the aggregator's own numbers."""
         seconds = {"broadcast": 0.1, "submit": 0.1, "wait": 2.0, "collect": 0.2, "aggregate": 0.1}
         total = max([3.0, *(update.after for update in updates)])
         self.record(
@@ -103,8 +105,14 @@ class Run:
                 bytes_down=1000 * len(self.names),
                 bytes_up=sum(update.size for update in updates),
                 seconds={**seconds, "evaluate": 0.3, "total": total},
+                aggregator=aggregator,
             )
         )
+
+    def evaluate(self, number, **accuracies):
+        """What sites found of a round's model, all on as many samples."""
+        sites = {name: SiteEvaluation(1 - found, found, 10) for name, found in accuracies.items()}
+        self.record(evaluation.mean(number, number + 1, sites))
 
     def play(self, number):
         """A round in which everybody answers."""

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from fl import run as runs
 from fl.appfl import AGGREGATOR, CLIENT, COMM, LOGGING, SCHEDULER, SERVER, TRAIN
 from fl.cli import main, run_main
-from fl.config import ConfigError, load_federation
+from fl.config import ConfigError
+from fl.config_files import load_federation
 from tests.appfl_files import CLIENT_YAML, FIRST, SECOND, SERVER_YAML, write_code, write_files
 from tests.in_process import InProcess
 

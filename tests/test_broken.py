@@ -72,6 +72,18 @@ BROKEN = {
     "a typo in a client's key": Broken(
         ("clients.site-a.train_configs.devise=cpu",), "unknown key; did you mean device?"
     ),
+    "a key in the wrong place": Broken(
+        ("num_global_epochs=3",), "unknown key; did you mean server_configs.num_global_epochs?"
+    ),
+    "a client's key in the wrong place": Broken(
+        ("clients.site-b.dataset_name=load",),
+        "unknown key; did you mean clients.1.data_configs.dataset_name?",
+    ),
+    "a folder of something else": Broken(
+        says=".: has neither server.yaml and clients.yaml, which deploy.yml writes, nor an "
+        "experiment.yml, which fl init writes",
+        files={"server.yaml": None, "clients.yaml": None},
+    ),
     "a wrong type": Broken(
         ("server_configs.num_global_epochs=many",), 'should be a valid integer, not "many"'
     ),
@@ -378,6 +390,7 @@ def test_a_run_ends_with_the_same_words(broken):
         assert who in line
         (log,) = Path("runs").glob("*/log.jsonl")
         assert f"what sites said, with their tracebacks: {log.absolute()}" in done.stdout
+        assert "what to do about it: fl check" in done.stdout
         lines = [json.loads(text) for text in log.read_text().splitlines()]
         traces = [one["traceback"] for one in lines if one["client_id"] == who]
         assert "Traceback" in traces[0]

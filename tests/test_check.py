@@ -9,9 +9,9 @@ from click.testing import CliRunner
 from fl import check as checks
 from fl.check import _skew, _versions
 from fl.cli import main
-from fl.client import task
+from fl.client import masking, task
 from fl.client.check import versions
-from fl.config import Files
+from fl.config_files import Files
 from fl.endpoints.base import EndpointError
 from fl.tensors import digest
 from fl.transport import GoneError, Ref, TransportError
@@ -87,6 +87,14 @@ def test_everything_that_a_round_does_is_tried(run_check, shelf):
     assert data == "32 samples of [4] float32, 2 classes (0, 1); 32 to validate on"
 
 
+def test_a_check_of_a_run_that_seals_shows_no_model_either(run_check, shelf, monkeypatch):
+    lay, put = [], shelf.put
+    monkeypatch.setattr(shelf, "put", lambda *data: lay.append(b"".join(data)) or put(lay[-1]))
+    found = run_check(InProcess(), overrides=("server_configs.comm_configs.sealing=true",))
+    assert all(check.ok and not check.remedy for check in found), found
+    assert lay and not [data for data in lay if b"0.weight" in data]
+
+
 def test_the_way_is_tried_with_the_models_size_and_left_clean(run_check, shelf):
     wide = ("client_configs.model_configs.model_kwargs={width: 10000}",)
     found = of(run_check(InProcess(), overrides=wide), "site-a")
@@ -105,6 +113,19 @@ def test_what_scaffold_adds_travels_too(run_check, shelf):
     plain = run_check(InProcess())
     sizes = [of(one, "site-a")["download"].message for one in (plain, found)]
     assert sizes[0] != sizes[1]
+
+
+def test_a_check_foretells_what_a_site_would_refuse_of_a_sum(run_check, tmp_path, monkeypatch):
+    monkeypatch.setenv("FL_SITE_POLICY", str(tmp_path / "policy.yaml"))
+    monkeypatch.setenv("FL_SITE_STATE", str(tmp_path / "state"))
+    secure = ("server_configs.aggregator=SecureFedAvgAggregator",)
+    for least, expected in ((3, "sums of 3 sites at least"), (2, None)):
+        (tmp_path / "policy.yaml").write_text(f"secure_aggregation: {{min_sites: {least}}}\n")
+        refused = [c.message for c in run_check(InProcess(), overrides=secure) if not c.ok]
+        assert len(refused) == (2 if expected else 0), refused
+        assert all(expected in message for message in refused)
+    shown = [c.message for c in run_check(InProcess(), overrides=secure) if c.check == "identity"]
+    assert shown == 2 * [f"in secure sums: {masking.identity()}"]
 
 
 def test_quick_asks_no_worker(run_check):

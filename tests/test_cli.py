@@ -1,5 +1,7 @@
 """What a person types: a folder or two files, `--set`, `--dry-run`, completion."""
 
+import hashlib
+
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -84,6 +86,13 @@ def test_a_dry_run_says_what_would_be_sent_and_sends_nothing(folder):
     assert not (folder / "runs").exists()
 
 
+def test_a_dry_run_names_the_source_that_would_travel(folder):
+    done = fl_run(folder, "--dry-run", "--set", "server_configs.ship_source=true")
+    assert done.exit_code == 0, done.stderr
+    digest = hashlib.sha256((folder / "code.py").read_bytes()).hexdigest()
+    assert f"ships code.py, sha256 {digest}\n" in done.stdout
+
+
 def test_a_dry_run_finds_a_model_that_is_too_large_for_its_way(folder):
     wide = ["--set", "client_configs.model_configs.model_kwargs={width: 1000000}"]
     done = fl_run(folder, "--dry-run", *wide)
@@ -98,6 +107,12 @@ def test_a_dry_run_finds_a_model_that_is_too_large_for_its_way(folder):
     assert done.exit_code == 0, done.stderr
     assert "by ProxyStore" in done.stdout
     assert "28.00 MB each way" in done.stdout
+    hub = "{enable_hub: true, hub_url: 'https://h:8443', hub_secret_file: never-read}"
+    done = fl_run(
+        folder, "--dry-run", *wide, f"--set=server_configs.comm_configs.hub_configs={hub}"
+    )
+    assert done.exit_code == 0, done.stderr
+    assert "through the hub" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from fl.config import (
     ServerConfigs,
     ServerFile,
     SharedClientConfigs,
-    load_federation,
-    load_section,
 )
+from fl.config_files import load_federation, load_section
 
+HUB = {"enable_hub": True, "hub_url": "https://h:8443", "hub_secret_file": "hub.key"}
 ENDPOINT = "3f0b7f0e-5a55-4d0c-8c1e-0d4b6a0f2b11"
 
 
@@ -108,12 +108,27 @@ def set_key(path, value):
         (
             "client_configs.comm_configs",
             {"compressor_configs": {"enable_compression": True}},
-            "needs lossy_compressor or lossless_compressor",
+            "needs lossy_compressor, lossless_compressor or top_k",
         ),
         (
             "server_configs.comm_configs.proxystore_configs",
             {"enable_proxystore": True, "connector_type": "FileConnector"},
             "needs connector_configs.store_dir",
+        ),
+        (
+            "server_configs.comm_configs",
+            {"hub_configs": {"enable_hub": True, "hub_url": "https://h:8443"}},
+            "enable_hub needs hub_url and hub_secret_file",
+        ),
+        (
+            "server_configs.comm_configs",
+            {"hub_configs": HUB | {"hub_url": "http://h:8443"}},
+            "hub_url must begin with https://",
+        ),
+        (
+            "server_configs.comm_configs",
+            {"hub_configs": HUB, "s3_configs": {"enable_s3": True, "s3_bucket": "b"}},
+            "models take one way",
         ),
     ],
 )

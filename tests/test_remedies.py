@@ -43,7 +43,12 @@ def federation(tmp_path):
             "ProxyStore put failed: over the endpoint's max_object_size?",
             "fl_proxystore_max_object_size, then ansible-playbook playbooks/proxystore.yml",
         ),
+        ("download", "hub GET of h/fl/0 failed: ProxyError: 403 Filtered", "CONNECT to the hub"),
+        ("download", "hub GET of h/fl/0 failed: CERTIFICATE_VERIFY_FAILED", "hub_ca_file"),
+        ("download", "hub GET of h/fl/0 failed: 410 Gone: the URL has expired", "--resume"),
+        ("upload", "hub PUT of h/fl/0 failed: ConnectionError", "playbooks/hub.yml -i INVENTORY"),
         ("upload", "something new", "the endpoint's log"),
+        ("policy", "refuses the task: shipped_source: data.py is not", "list that digest"),
     ],
 )
 def test_at_a_site(federation, check, message, command):
@@ -60,6 +65,7 @@ def test_a_process_here_has_no_queue(federation):
     ("check", "message", "command"),
     [
         ("files", "has no effect", "docs/appfl.md"),
+        ("source", "cannot be read", "FL_SITE_CODE"),
         ("model", "not in this site's code folder", "FL_SITE_CODE"),
         ("model", "raised", "code.py"),
         ("training", "no class", "--set KEY=VALUE"),

@@ -10,6 +10,7 @@ import time
 import psutil
 import pytest
 
+from fl.errors import INTERRUPTED
 from fl.tensors import digest
 from tests.test_run import EXAMPLES, FL_RUN, files
 
@@ -34,9 +35,9 @@ def begin(folder):
     return start("--server", folder / "server.yaml", "--clients", folder / "clients.yaml")
 
 
-def finish(process):
+def finish(process, code=0):
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
+    assert process.returncode == code, output
     return output
 
 
@@ -127,7 +128,7 @@ def test_ctrl_c_once_ends_the_round_and_keeps_it(long):
     process = begin(folder)
     wait_for(lambda: list((folder / "runs").glob("*/metrics.jsonl")))
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
-    output = finish(process)
+    output = finish(process, code=INTERRUPTED)
     (run,) = (folder / "runs").iterdir()
     assert "stopping after this round" in output
     assert f"stopped: {run}" in output
@@ -146,7 +147,7 @@ def test_ctrl_c_twice_stops_now_and_says_how_to_go_on(files):
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     (run,) = (folder / "runs").iterdir()
-    assert process.returncode == 1
+    assert process.returncode == INTERRUPTED
     assert f"to go on with it: fl-run --resume {run}" in output
     assert "Traceback" not in heard + output
 
@@ -186,7 +187,7 @@ def test_neither_files_nor_a_run(tmp_path):
     done = subprocess.run([FL_RUN], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "or --server and --clients, or --resume" in done.stderr
-    assert "give a folder with server.yaml and clients.yaml" in done.stderr
+    assert "give a federation's or an experiment's folder" in done.stderr
 
 
 def test_a_folder_that_is_no_run(tmp_path):

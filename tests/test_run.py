@@ -12,9 +12,11 @@ from moto.server import ThreadedMotoServer
 
 from fl.tensors import decode
 from fl.transport.inline import LIMIT_BYTES
+from tests.transport import nginx
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FL_RUN = Path(sys.executable).with_name("fl-run")
+NO_HUB = nginx.missing()
 
 
 @pytest.fixture
@@ -180,6 +182,30 @@ def test_narrow_updates_go_through_a_bucket_that_only_the_server_has_keys_of(fil
     assert line["bytes_up"] < 0.6 * line["bytes_down"]
     assert client.list_objects_v2(Bucket="models")["KeyCount"] == 0
     assert "Uploads" not in client.list_multipart_uploads(Bucket="models")
+
+
+@pytest.mark.skipif(bool(NO_HUB), reason=f"the hub needs nginx: {NO_HUB}")
+def test_models_go_through_a_hub_that_only_the_server_can_sign_for(files, tmp_path):
+    hub = nginx.Hub(tmp_path / "hub")
+    configs = hub.configs.model_dump()
+
+    def change(server, clients):
+        server["server_configs"] |= {
+            "num_global_epochs": 1,
+            "comm_configs": {"hub_configs": configs},
+        }
+
+    folder = files(change)
+    try:
+        hub.start()
+        done = fl_run(folder)
+    finally:
+        hub.stop()
+    assert done.returncode == 0, done.stderr
+    (metrics,) = folder.glob("runs/*/metrics.jsonl")
+    (line,) = [json.loads(text) for text in metrics.read_text().splitlines()]
+    assert len(line["updates"]) == 2
+    assert hub.left() == []
 
 
 def test_models_too_large_for_a_task_go_through_a_folder(files, tmp_path):

@@ -49,6 +49,15 @@ def test_a_run_that_goes_on(run):
     assert found.resume is None
 
 
+def test_what_sites_found_of_its_model(run):
+    run.play(1)
+    assert status(run.folder).at_sites is None
+    run.evaluate(1, a=0.5, b=0.75)
+    assert json.loads(fl_status(run.folder, "--json").output)["at_sites"]["accuracy"] == 0.625
+    line = "at 2 sites, the model of round 1: accuracy 0.6250, loss 0.3750"
+    assert line in fl_status(run.folder).output
+
+
 def test_a_run_that_waits_for_its_own_server(run):
     run.begin(1)
     for name in run.names:

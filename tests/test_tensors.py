@@ -1,8 +1,5 @@
 import json
-import resource
 import struct
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -11,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fl.tensors import TensorsError, decode, digest, encode, pieces, require_same_layout, size
+from tests.memory import room
 
 
 def model():
@@ -68,19 +66,6 @@ ENTRIES = st.fixed_dictionaries(
 HEADERS = st.dictionaries(st.sampled_from(["a", "b", "__metadata__"]), ENTRIES, max_size=2)
 
 
-@contextmanager
-def room(size):
-    """Let this process have so many more bytes, and no more."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    most = pages * resource.getpagesize() + size
-    resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
-
-
 def decoded(data):
     """The tensors and no refusal, or none and what was said."""
     try:
@@ -130,8 +115,11 @@ def test_layout_differences_are_named(change, expected):
         require_same_layout(model(), given)
 
 
-def test_digest_is_sha256():
-    assert digest(b"abc").startswith("ba7816bf8f01cfea")
+def test_digest_is_blake3_of_all_pieces():
+    # of the function's own test vectors, for one byte 0 and for 1024 of 0, 1, ... 250, 0, ...
+    assert digest(b"\0").startswith("2d3adedff11b61f14c886e35afa036736dcd87a7")
+    sequence = bytes(index % 251 for index in range(1024))
+    assert digest(sequence[:100], sequence[100:]).startswith("42214739f095a406f3fc83deb889744ac0")
 
 
 def test_the_library_reads_what_is_written_and_the_other_way_round():

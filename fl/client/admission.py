@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,11 @@ class Task:
         self._file = os.environ.get("FL_SITE_AUDIT")
         self._facts = {"task": uuid.uuid4().hex[:12], **_named(request)}
 
-    def begin(self) -> None:
+    def begin(self) -> dict[str, bytes]:
         """Refuse the task, or let it in.
+
+        Returns:
+            The server's source that it may run, by path.
 
         Raises:
             PolicyRefusal: The policy does not allow it.
@@ -54,12 +57,15 @@ class Task:
         """
         try:
             policy = site_policy()
-            code = _examine(policy, self._request)
+            sources = _let_in(policy, self._request)
+            with site_code.shipped(sources):
+                code = _examine(policy, self._request) | _noted(sources)
         except Exception as error:
             self.refuse(error)
             raise
         self._facts |= code
         self._admit(policy)
+        return sources
 
     def refuse(self, error: Exception) -> None:
         """Note that the task is refused, for its owner's eyes with the cause."""
@@ -75,9 +81,17 @@ class Task:
 
     def ended(self, result: dict[str, Any]) -> None:
         """Note what leaves."""
-        update = result.get("update", {}).get("sha256")
+        update = result.get("update", {}).get("digest")
         leaving = [*result.get("metrics", ()), *({"loss", "accuracy", "metric"} & result.keys())]
-        facts = {"update": update, "num_samples": result.get("num_samples"), "metrics": leaving}
+        facts = {
+            "update": update,
+            "num_samples": result.get("num_samples"),
+            "metrics": leaving,
+            "identity": result.get("bundle", {}).get("identity"),
+            "shares": {what: sorted(result.get(what, {})) for what in ("own", "pairwise")},
+        }
+        if not any(facts["shares"].values()):
+            del facts["shares"]
         self.note("ended", **{name: value for name, value in facts.items() if value})
 
     def _admit(self, policy: Policy) -> None:
@@ -112,15 +126,30 @@ def admitted(request: Any) -> Iterator[Task]:
             written.
     """
     task = Task(request)
-    task.begin()
+    sources = task.begin()
     try:
-        yield task
+        with site_code.shipped(sources):
+            yield task
     except PolicyRefusal as refusal:
         task.refuse(refusal)
         raise
     except Exception as error:
         task.note("failed", error=type(error).__name__, reason=_text(str(error)))
         raise
+
+
+def _let_in(policy: Policy, request: Any) -> dict[str, bytes]:
+    """Source that the server ships, and that is not the site's own anyway."""
+    operation = request["operation"]
+    if operation not in OPENS_DATA:
+        return {}
+    shipped = site_code.foreign(read(OPENS_DATA[operation], request).sources)
+    policy.require_source(shipped)
+    return shipped
+
+
+def _noted(sources: dict[str, bytes]) -> dict[str, Any]:
+    return {"shipped": [_text(path) for path in sorted(sources)]} if sources else {}
 
 
 def _examine(policy: Policy, request: Any) -> dict[str, Any]:
@@ -137,20 +166,35 @@ def _examine(policy: Policy, request: Any) -> dict[str, Any]:
         policy.require_code("models", code)
     if isinstance(wanted, TrainRequest):
         policy.require_round(wanted.round)
+    if operation in ("train", "rehearse"):  # what the run would be refused, its rehearsal is
+        policy.require_noise(wanted.train_configs.dp_sgd)
+        policy.require_sealing(sealed=wanted.sealing is not None)
+        policy.require_masks(_threshold(wanted))
     elif operation == "evaluate":
         policy.require_metrics([*EVALUATION, *(["val_metric"] if "metric" in own else [])])
     ours = {name: _line(code) for name, code in own.items()}
     return {"model": _line(model), "loader": _line(loader), **ours}
 
 
+def _threshold(wanted: EvaluateRequest) -> int | None:
+    """Sites in the sum that the update would be seen in, or None where it would be seen alone."""
+    if isinstance(wanted, RehearseRequest):
+        return wanted.threshold
+    masking = wanted.masking if isinstance(wanted, TrainRequest) else None
+    return masking.threshold if masking is not None else None
+
+
 def _model(configs: ModelConfigs) -> Code:
-    path, sha256 = site_code.identify(configs.model_path)
-    return Code(path, configs.model_name, configs.model_kwargs, sha256)
+    return _code(configs.model_path, configs.model_name, configs.model_kwargs)
 
 
 def _loader(configs: DataConfigs) -> Code:
-    path, sha256 = site_code.identify(configs.dataset_path)
-    return Code(path, configs.dataset_name, configs.dataset_kwargs, sha256)
+    return _code(configs.dataset_path, configs.dataset_name, configs.dataset_kwargs)
+
+
+def _code(named: str, name: str, kwargs: Mapping[str, Any]) -> Code:
+    path, sha256 = site_code.identify(named)
+    return Code(path, name, kwargs, sha256, shipped=named in site_code.let_in())
 
 
 def _own(configs: TrainConfigs) -> dict[str, Code]:
@@ -162,8 +206,7 @@ def _own(configs: TrainConfigs) -> dict[str, Code]:
     found = {}
     for what, (path, name, kwargs) in named.items():
         if path is not None and name is not None:
-            file, sha256 = site_code.identify(path)
-            found[what] = Code(file, name, kwargs, sha256)
+            found[what] = _code(path, name, kwargs)
     return found
 
 

@@ -42,7 +42,8 @@ def add_proximal_gradient(model: nn.Module, received: Tensors, *, mu: float) -> 
 
     Args:
         model: The model in training, after `backward`.
-        received: w_t, the global model that training began with; best on the model's device.
+        received: w_t, the global model that training began with, as far as it is trained; best on
+            the model's device.
         mu: How strongly the client is held back, 0 or more; the paper tries 0.001 to 1.
 
     Raises:
@@ -51,7 +52,7 @@ def add_proximal_gradient(model: nn.Module, received: Tensors, *, mu: float) -> 
     if not mu >= 0:
         raise ValueError(f"mu must be at least 0, not {mu}")
     for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
+        if parameter.grad is not None and name in received:
             start = received[name].to(parameter.device)
             parameter.grad.add_(parameter.detach() - start, alpha=mu)
 

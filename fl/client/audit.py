@@ -235,9 +235,11 @@ def _now() -> str:
 
 def _is_time(text: str) -> bool:
     try:
-        return datetime.fromisoformat(text).tzinfo is not None
-    except ValueError:
+        moment = datetime.fromisoformat(text)
+        moment.astimezone()  # a reader's own zone may have no such year
+    except (ValueError, OverflowError):
         return False
+    return moment.tzinfo is not None
 
 
 def _unusable(file: Path, error: OSError) -> AuditError:

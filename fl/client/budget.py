@@ -13,10 +13,12 @@ from typing import Any, Literal
 
 from torch.utils.data import DataLoader
 
+from fl.client.ranks import ALONE, Ranks
 from fl.config import TrainConfigs
 from fl.errors import FederationError
 
 Stopped = Literal["budget", "block"]
+STATES: tuple[Stopped | None, ...] = (None, "budget", "block")
 
 BLOCK_END_VARIABLES = ("FL_BLOCK_END", "SLURM_JOB_END_TIME")
 """Unix seconds at which the worker's job is killed; the first that is set counts.
@@ -120,11 +122,12 @@ def countdown(
             return Countdown(seconds=configs.num_local_seconds, until=until)
 
 
-def within(left: Countdown, batches: DataLoader[Any]) -> Iterator[Any]:
+def within(left: Countdown, batches: DataLoader[Any], ranks: Ranks = ALONE) -> Iterator[Any]:
     """Minibatches, epoch after epoch, until the countdown has stopped; each one is counted."""
     while left.stopped is None:
         for batch in batches:
             yield batch
             left.step()
+            left.stopped = STATES[ranks.agreed(STATES.index(left.stopped))]
             if left.stopped is not None:
                 return

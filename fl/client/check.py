@@ -20,13 +20,14 @@ from rich.filesize import decimal
 from torch import nn
 from torch.utils.data import Subset
 
-from fl.client import control, data, devices, site_state, trainer
+from fl.client import control, data, devices, frozen, masking, site_state, trainer
 from fl.client.policy import Policy, site_policy, told
 from fl.client.request import CheckRequest, RehearseRequest, RequestError
 from fl.client.warm import seed_all
 from fl.config import TrainConfigs
 from fl.errors import FederationError
-from fl.tensors import Data, Tensors, decode, require_same_layout
+from fl.sealing import open_model
+from fl.tensors import Data, decode, require_same_layout
 from fl.transport import Ref, Transport
 
 Value = TypeVar("Value")
@@ -139,7 +140,7 @@ def _travel(
 ) -> tuple[Data | None, Ref | None]:
     """The server's bytes to here, and as many of this site's to where it can fetch them."""
     ref = Ref.from_json(wanted.model)
-    way = items.attempt("way", lambda: (connect(), f"models travel by {ref.transport}"))
+    way = items.attempt("way", lambda: (connect(), f"models travel {ref.way}"))
     if way is None:
         return None, None
 
@@ -160,8 +161,10 @@ def _rehearse(items: Items, wanted: RehearseRequest, received: Data) -> None:
     """What a round does between the two ways."""
     configs, policy = wanted.train_configs, site_policy()
     items.attempt("disk", lambda: _disk(len(received)))
-    device = items.attempt("device", lambda: _device(configs.device))
-    model = items.attempt("model", lambda: _model(wanted, decode(received)))
+    if wanted.threshold is not None:
+        items.attempt("identity", lambda: (None, f"in secure sums: {masking.identity()}"))
+    device = items.attempt("device", lambda: _device(configs))
+    model = items.attempt("model", lambda: _model(wanted, received))
     sets = items.attempt("data", lambda: _data(wanted, policy))
     try:
         if device is not None and model is not None and sets is not None:
@@ -187,19 +190,25 @@ def _disk(model_bytes: int) -> tuple[None, str]:
     return None, f"{decimal(free)} free in {folder}"
 
 
-def _device(name: str) -> tuple[torch.device, str]:
-    device = devices.choose(name)
+def _device(configs: TrainConfigs) -> tuple[torch.device, str]:
+    device, size = devices.choose(configs.device), configs.nproc_per_node
+    if size > 1:
+        devices.of_rank(configs.device, size - 1)
+        return device, f"{device}, for {size} processes"
     if device.type != "cuda":
         return device, str(device)
     properties = torch.cuda.get_device_properties(device)
     return device, f"{device} ({properties.name}, {decimal(properties.total_memory)})"
 
 
-def _model(wanted: RehearseRequest, received: Tensors) -> tuple[nn.Module, str]:
+def _model(wanted: RehearseRequest, received: Data) -> tuple[nn.Module, str]:
     model = trainer.build_model(wanted.model_configs)
-    weights, _ = control.split(received)
-    require_same_layout(model.state_dict(), weights)
-    model.load_state_dict(weights)
+    if wanted.sealing is not None:
+        received = open_model(received, wanted.sealing.model_key)
+    weights, _ = control.split(decode(received))
+    frozen.require_base(frozen.base_digest(frozen.frozen(model)), wanted.base)
+    require_same_layout(frozen.travelling(model), weights)
+    model.load_state_dict(weights, strict=False)
     count = sum(parameter.numel() for parameter in model.parameters())
     return model, f"{count:,} parameters, of the server's names, shapes and types"
 

@@ -1,9 +1,10 @@
 """SCAFFOLD's control variates: how they travel, and what a site keeps of them between rounds.
 
-A client's c_i lives in files RUN/CLIENT/ROUND.safetensors of the site's state folder, one for each
-round that it trained in. A round begins from the file that the server names, the last one whose
-change it has taken into c: a round that is repeated therefore gives the same bytes, and one whose
-answer was lost is as if it had never been.
+A client's c_i, or in its place the residual of top-k (`fl.client.residual`), lives in files
+RUN/CLIENT/ROUND.safetensors of the site's state folder, one for each round that it trained in. A
+round begins from the file that the server names, the last one whose change it has taken into c: a
+round that is repeated therefore gives the same bytes, and one whose answer was lost is as if it had
+never been.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def kept(run: str, client: str, version: int | None, expected: Tensors) -> Tenso
         control = decode(file.read_bytes())
     except OSError as error:
         raise SiteStateError(
-            f"client {client}'s control of round {version} cannot be read: {file} "
+            f"what client {client} kept of round {version} cannot be read: {file} "
             f"({error.strerror}); do the site's workers share FL_SITE_STATE?"
         ) from error
     require_same_layout(expected, control)

@@ -18,6 +18,7 @@ from torch.utils.data import (
 )
 
 from fl.client import site_code
+from fl.client.ranks import ALONE, Part, Ranks
 from fl.client.warm import Kept, seed_all
 from fl.config import DataConfigs, TrainConfigs
 from fl.errors import FederationError
@@ -140,13 +141,16 @@ def _labels(dataset: Dataset[Any]) -> tuple[torch.Tensor, bool]:
     return torch.stack(first if alike else first[:1]), count(dataset) > LOOKED_AT
 
 
-def training_batches(dataset: Dataset[Any], configs: TrainConfigs, seed: int) -> DataLoader[Any]:
+def training_batches(
+    dataset: Dataset[Any], configs: TrainConfigs, seed: int, ranks: Ranks = ALONE
+) -> DataLoader[Any]:
     """Minibatches for training, shuffled from a seed so that a round can be repeated.
 
     Args:
         dataset: Samples of (input, label).
         configs: Batch size, shuffling, workers.
         seed: Decides the order.
+        ranks: Who trains together; a minibatch is this rank's part of it.
 
     Returns:
         The minibatches of an epoch; each time they are asked for, of the next one.
@@ -158,8 +162,9 @@ def training_batches(dataset: Dataset[Any], configs: TrainConfigs, seed: int) ->
         configs.train_data_shuffle,
         configs.train_drop_last,
         configs.num_workers,
+        ranks,
     )
-    batches = _training.get(key, lambda: _shuffled(dataset, configs))
+    batches = _training.get(key, lambda: _shuffled(dataset, configs, ranks))
     batches.generator.manual_seed(seed)
     return batches
 
@@ -173,7 +178,7 @@ def validation_batches(dataset: Dataset[Any], configs: TrainConfigs) -> DataLoad
     )
 
 
-def _shuffled(dataset: Dataset[Any], configs: TrainConfigs) -> DataLoader[Any]:
+def _shuffled(dataset: Dataset[Any], configs: TrainConfigs, ranks: Ranks) -> DataLoader[Any]:
     generator, samples = torch.Generator(), cast(Sized, dataset)
     order: Sampler[int] = (
         RandomSampler(samples, generator=generator)
@@ -181,12 +186,12 @@ def _shuffled(dataset: Dataset[Any], configs: TrainConfigs) -> DataLoader[Any]:
         else SequentialSampler(samples)
     )
     sampler = BatchSampler(order, configs.train_batch_size, configs.train_drop_last)
-    return _batches(dataset, sampler, configs, generator)
+    return _batches(dataset, Part(sampler, ranks), configs, generator)
 
 
 def _batches(
     dataset: Dataset[Any],
-    sampler: BatchSampler,
+    sampler: Sampler[list[int]],
     configs: TrainConfigs,
     generator: torch.Generator | None = None,
 ) -> DataLoader[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -41,6 +42,32 @@ def choose(name: str) -> torch.device:
             f"device {name!r} is not here, but {', '.join(present())} is: {reason}"
         ) from error
     return device
+
+
+def of_rank(name: str, rank: int) -> torch.device:
+    """The device of one of several processes that train together.
+
+    Args:
+        name: A kind of torch device, without an index, or `auto`.
+        rank: The process's number, from 0.
+
+    Returns:
+        The device of that number; all processes share the cpu.
+
+    Raises:
+        DeviceError: There are not so many, or not so many cores.
+    """
+    device = choose(name)
+    if device.index is not None:
+        raise DeviceError(f"nproc_per_node takes device: {device.type}, not one of them ({name})")
+    on_cpu = device.type == "cpu"
+    count = len(os.sched_getaffinity(0)) if on_cpu else torch.accelerator.device_count()
+    if rank >= count:
+        what = "cores" if on_cpu else f"{device.type} devices"
+        raise DeviceError(
+            f"nproc_per_node asks for {rank + 1} {what} or more, and this worker has {count}"
+        )
+    return device if on_cpu else torch.device(device.type, rank)
 
 
 def present() -> Iterator[str]:

@@ -9,6 +9,7 @@ Nothing heavy may be imported here: the play checks a policy with this schema on
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,10 +18,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from fl.config import Arguments, ConfigError, PositiveInt, Section, load_section
+from fl.config import DPSGD, Arguments, ConfigError, PositiveInt, Section
+from fl.config_files import load_section
 from fl.errors import FederationError, in_one_line
 
 Value = TypeVar("Value")
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""A SHA-256, as `sha256sum` gives it."""
 
 
 class PolicyRefusal(FederationError):  # noqa: N818  (a refusal, and named so in answers)
@@ -44,12 +48,14 @@ class Code:
         name: Its name there.
         kwargs: The arguments that the server gives it.
         sha256: The file's digest, in hex.
+        shipped: Whether it is a server's source; its path is then the server's word.
     """
 
     path: str
     name: str
     kwargs: Mapping[str, Any]
     sha256: str
+    shipped: bool = False
 
 
 class AllowedCode(Section):
@@ -59,14 +65,25 @@ class AllowedCode(Section):
     """Its file, relative to `site_code`."""
     name: str
     """Its name there."""
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    """What `sha256sum` says of the file: once it differs, it is not run. Absent: any."""
+    sha256: Digest | None = None
+    """What `sha256sum` says of the file: once it differs, it is not run. Absent: any of the site's
+    own, and none that a server ships."""
     kwargs: Arguments | None = None
     """The only arguments that a server may give it. Absent: any."""
 
 
+class SecureAggregation(Section):
+    """What a site asks of a sum that its update is to vanish in."""
+
+    min_sites: Annotated[int, Field(ge=2)]
+    """Sites that are in the sum at least, itself counted; below that nothing leaves."""
+    peers: dict[str, Digest] | None = None
+    """The only sites that may be in it, each with its identity: a server can then make up none.
+    Absent: any."""
+
+
 class Policy(Section):
-    """site-policy.yaml; an absent rule allows everything."""
+    """site-policy.yaml; an absent rule allows everything, but for `shipped_source`."""
 
     experiments: list[str] | None = None
     """Folders of `site_code` that models and loaders may be taken from."""
@@ -80,8 +97,17 @@ class Policy(Section):
     """The last round of a run that is trained here, as the server counts."""
     max_tasks_per_day: PositiveInt | None = None
     """Tasks that may open data in any 24 hours, whoever sent them; counted in the audit log."""
+    min_noise_multiplier: Annotated[float, Field(gt=0)] | None = None
+    """The least `dp_sgd.noise_multiplier` that a model is trained with here. Absent: none."""
     metrics: list[str] | None = None
     """Names of metrics that may leave; others are left out of answers."""
+    sealed_updates: bool = False
+    """Train only for servers that have updates sealed."""
+    secure_aggregation: SecureAggregation | None = None
+    """Train only where the update leaves masked, and is seen in a sum alone."""
+    shipped_source: Literal["none", "all"] | list[Digest] = "none"
+    """Whether source that a server ships is run: `none` of it, the files of these SHA-256, or
+    `all`, which lets the server run anything as the site's user."""
     error_messages: bool = True
     """Whether an error's message and traceback may leave; a loader's can quote data. If not, its
     type alone does, and the message stands in the audit log."""
@@ -105,11 +131,28 @@ class Policy(Section):
         named = [entry for entry in allowed if (entry.path, entry.name) == (code.path, code.name)]
         if not named:
             raise PolicyRefusal(rule, f"{code.path}: {code.name} is not listed")
-        same = [entry for entry in named if entry.sha256 in (None, code.sha256)]
+        # A path that is listed alone means the site's own file, and not what is shipped for it.
+        fits = (code.sha256,) if code.shipped else (None, code.sha256)
+        same = [entry for entry in named if entry.sha256 in fits]
         if not same:
             raise PolicyRefusal(rule, f"{code.path} is not the file that was listed (sha256)")
         if not any(entry.kwargs in (None, code.kwargs) for entry in same):
             raise PolicyRefusal(rule, f"{code.path}: {code.name} is not listed with such arguments")
+
+    def require_source(self, shipped: Mapping[str, bytes]) -> None:
+        """Refuse source of a server's that the owner has not let in.
+
+        Args:
+            shipped: The files that are not the site's own, by path.
+
+        Raises:
+            PolicyRefusal: One is not listed in `shipped_source`.
+        """
+        for path, source in shipped.items():
+            digest = hashlib.sha256(source).hexdigest()
+            listed = self.shipped_source
+            if listed == "none" or (listed != "all" and digest not in listed):
+                raise PolicyRefusal("shipped_source", f"{path} (sha256 {digest}) is not listed")
 
     def require_round(self, number: int) -> None:
         """Refuse a round after the last that is allowed.
@@ -122,6 +165,60 @@ class Policy(Section):
         """
         if self.max_rounds is not None and number > self.max_rounds:
             raise PolicyRefusal("max_rounds", f"{self.max_rounds} at most")
+
+    def require_noise(self, wanted: DPSGD | None) -> None:
+        """Refuse training with less noise than the owner wants.
+
+        Args:
+            wanted: The server's settings for DP-SGD, or None where it wants none.
+
+        Raises:
+            PolicyRefusal: There is too little of it.
+        """
+        least = self.min_noise_multiplier
+        if least is not None and (wanted is None or wanted.noise_multiplier < least):
+            raise PolicyRefusal("min_noise_multiplier", f"{least:g} at least, in dp_sgd")
+
+    def require_sealing(self, *, sealed: bool) -> None:
+        """Refuse to train where the update would travel in clear.
+
+        Args:
+            sealed: Whether the request has a key to seal it by.
+
+        Raises:
+            PolicyRefusal: It has none, and `sealed_updates` asks for one.
+        """
+        if self.sealed_updates and not sealed:
+            raise PolicyRefusal("sealed_updates", "the server has its updates travel in clear")
+
+    def require_masks(self, threshold: int | None) -> None:
+        """Refuse to train where the server would see the update, or a sum of too few.
+
+        Args:
+            threshold: Sites that are in its sum at least; None where it travels unmasked.
+
+        Raises:
+            PolicyRefusal: That is less than `secure_aggregation` asks for.
+        """
+        asked = self.secure_aggregation
+        if asked is not None and threshold is None:
+            raise PolicyRefusal("secure_aggregation", "the server wants to see the update")
+        if asked is not None and threshold is not None and threshold < asked.min_sites:
+            raise PolicyRefusal("secure_aggregation", f"sums of {asked.min_sites} sites at least")
+
+    def require_peers(self, identities: Mapping[str, str]) -> None:
+        """Refuse a sum with a site that the owner does not know.
+
+        Args:
+            identities: Of all other sites in it, by their names.
+
+        Raises:
+            PolicyRefusal: `secure_aggregation.peers` lists one of them not, or as another.
+        """
+        known = self.secure_aggregation.peers if self.secure_aggregation else None
+        for name, identity in identities.items():
+            if known is not None and known.get(name) != identity:
+                raise PolicyRefusal("secure_aggregation", f"{name} is no peer that is listed")
 
     def require_samples(self, sizes: Iterable[int]) -> None:
         """Refuse data sets that are too small to hide a person in; how small is not told.

@@ -17,12 +17,27 @@ from fl.config import (
     TrainConfigs,
 )
 from fl.errors import FederationError
+from fl.secure_sum.keys import Bundle
 
 Name = Annotated[str, Field(pattern=NAME)]
+MOST_SOURCE = 256_000
+"""Characters of a file that a server may ship."""
+
+
+Sources = Annotated[dict[str, Annotated[str, Field(max_length=MOST_SOURCE)]], Field(max_length=4)]
 
 
 class RequestError(FederationError):
     """A request says something that this site's version does not understand."""
+
+
+class Sealing(Section):
+    """The server's keys, in base64."""
+
+    update_key: str
+    """Seals updates: the public half of the run's X25519 key."""
+    model_key: str
+    """Opens models."""
 
 
 class EvaluateRequest(Section):
@@ -34,7 +49,9 @@ class EvaluateRequest(Section):
     client_id: Name
     """The client."""
     model: Any
-    """A Ref to the model, or to a round's model with SCAFFOLD's control, which is left aside."""
+    """A Ref to what travels of the model, or also to SCAFFOLD's control, which is left aside."""
+    base: str | None = None
+    """The digest of the rest, the parameters that the model marks frozen; None where none are."""
     job: Name | None = None
     """The server's name for the task; the answer repeats it."""
     train_configs: TrainConfigs
@@ -45,8 +62,28 @@ class EvaluateRequest(Section):
     """The client's data."""
     proxystore_configs: ProxystoreConfigs
     """The client's way for models."""
+    sources: Sources = Field(default={})
+    """Python source that the server ships, by the path that the configurations name it by: of the
+    model, the loader, the loss and the metric. It runs where the site's policy lets it in."""
     upload: dict[str, Any] | None = None
     """The server's grant to put one object by its own way, which is then the client's as well."""
+    sealing: Sealing | None = None
+    """What models are sealed by, and updates must be; None where they travel in clear."""
+
+
+class Masking(Section):
+    """How an update is masked before it leaves; see `fl.client.masking`."""
+
+    session: Name
+    """The sum's name."""
+    group: list[Name]
+    """Whose masks are in it: the sites that have shared their keys, this one among them."""
+    threshold: PositiveInt
+    """Sites that are in the sum at least."""
+    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """The largest Euclidean norm of the update; a larger one is scaled down."""
+    weights: Literal["sample_size", "equal"]
+    """What the update counts by."""
 
 
 class TrainRequest(EvaluateRequest):
@@ -68,7 +105,41 @@ class TrainRequest(EvaluateRequest):
     run_id: Name | None = None
     """The run: the folder of what the site keeps between rounds."""
     control_version: Annotated[int, Field(ge=0)] | None = None
-    """SCAFFOLD: the last round of this client that the server has taken in; None before one."""
+    """SCAFFOLD, top-k: the last round of this client that the server has taken in, or None."""
+    masking: Masking | None = None
+    """How the update is masked; None where the server is to see it."""
+
+
+class SumRequest(Section):
+    """Take part in a secure sum: what its three small tasks have in common."""
+
+    operation: Literal["advertise", "share", "unmask"]
+    client_id: Name
+    """The client."""
+    run_id: Name
+    """The run."""
+    session: Name
+    """The sum's name, one that no other has."""
+    job: Name
+    """The server's name for the task; the answer repeats it."""
+
+
+class ShareRequest(SumRequest):
+    """Leave shares of one's keys with every peer."""
+
+    threshold: PositiveInt
+    """Shares that give a key back."""
+    roster: dict[Name, Bundle]
+    """The keys of all who advertised some, by name."""
+
+
+class UnmaskRequest(SumRequest):
+    """Give the shares that take the masks off the sum, and off nothing else."""
+
+    survivors: list[Name]
+    """Whose updates are in it."""
+    shares: dict[Name, str]
+    """What peers have left for this client, sealed."""
 
 
 UnixSeconds = Annotated[float, Field(allow_inf_nan=False)]
@@ -96,6 +167,8 @@ class RehearseRequest(EvaluateRequest):
     model_config = ConfigDict(extra="forbid")
 
     operation: Literal["rehearse"]  # type: ignore[assignment]  # the one field that differs
+    threshold: PositiveInt | None = None
+    """Sites that would be in a secure sum at least; None where the server would see updates."""
     until: UnixSeconds
     """As in `CheckRequest`."""
 
@@ -121,6 +194,8 @@ def read(schema: type[Request], value: Any) -> Request:
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in fault["loc"])
-        raise RequestError(
-            f"request: {key}: {fault['msg'].removeprefix('Value error, ')}"
-        ) from error
+        if fault["type"] == "extra_forbidden":
+            reason = "unknown here: is this site's fl older than the server's?"
+        else:
+            reason = fault["msg"].removeprefix("Value error, ")
+        raise RequestError(f"request: {key}: {reason}") from error

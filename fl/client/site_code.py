@@ -1,26 +1,32 @@
 """Models and data loaders by name, from the `site_code` folder that the site's owner filled.
 
-Nothing that the server sends is executed: it names a file and a function in it, and what runs is
-what the site put there.
+The server names a file and a function in it, and what runs is what the site put there. Source that
+the server ships is run in its place only where `admission` has let it in, by the site's policy.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
 from fl.errors import FederationError
-from fl.tensors import digest
 
 
 class SiteCodeError(FederationError):
     """A named model or loader is not among the site's own code, or does not load."""
+
+
+_shipped: ContextVar[Mapping[str, bytes]] = ContextVar("shipped", default=MappingProxyType({}))
+"""Source that was let in for the task at hand, by the path that requests name it by."""
 
 
 def site_code_folder() -> Path:
@@ -45,7 +51,7 @@ def load(path: str, name: str) -> Callable[..., Any]:
             defines no such name.
     """
     file, source = _read(path)
-    module_name = f"fl_site_code_{digest(str(file).encode() + source)[:16]}"
+    module_name = f"fl_site_code_{_sha256(str(file).encode() + source)[:16]}"
     module = sys.modules.get(module_name) or _import(module_name, source, file, path)
     found = getattr(module, name, None)
     if not callable(found) or not _offers(module, name, found):
@@ -81,12 +87,58 @@ def identify(path: str) -> tuple[str, str]:
         SiteCodeError: The file lies outside `site_code` or does not exist.
     """
     file, source = _read(path)
-    return file.relative_to(site_code_folder()).as_posix(), digest(source)
+    return file.relative_to(site_code_folder()).as_posix(), _sha256(source)
+
+
+def foreign(sources: Mapping[str, str]) -> dict[str, bytes]:
+    """Which of a server's sources are not the site's own files of that path, byte for byte.
+
+    Args:
+        sources: Python source by path, relative to `site_code`.
+
+    Returns:
+        Their bytes.
+
+    Raises:
+        SiteCodeError: A path leads out of `site_code`.
+    """
+    found = {path: source.encode() for path, source in sources.items()}
+    return {path: source for path, source in found.items() if _own(path) != source}
+
+
+def _own(path: str) -> bytes | None:
+    """The bytes of the site's own file; None where there is none."""
+    file = _inside(path)
+    try:
+        return file.read_bytes()
+    except OSError:
+        return None
+
+
+def let_in() -> dict[str, bytes]:
+    """The source that was let in for the task at hand, by path."""
+    return dict(_shipped.get())
+
+
+@contextmanager
+def shipped(sources: Mapping[str, bytes]) -> Iterator[None]:
+    """Have source that was let in stand for files of `site_code`, inside `with`; none is written.
+
+    Args:
+        sources: Python source by path.
+    """
+    token = _shipped.set(sources)
+    try:
+        yield
+    finally:
+        _shipped.reset(token)
 
 
 def _read(path: str) -> tuple[Path, bytes]:
     """The file, and the bytes in it."""
     file = _inside(path)
+    if path in (sources := _shipped.get()):
+        return file, sources[path]
     try:
         return file, file.read_bytes()
     except OSError as error:
@@ -123,6 +175,11 @@ def _inside(path: str) -> Path:
     if not file.is_relative_to(folder):
         raise SiteCodeError(f"{path}: lies outside this site's code folder {folder}")
     return file
+
+
+def _sha256(source: bytes) -> str:
+    """As people have it from `sha256sum`."""
+    return hashlib.sha256(source).hexdigest()
 
 
 def _import(module_name: str, source: bytes, file: Path, path: str) -> ModuleType:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 from fl.client import site_code
 from fl.errors import FederationError
@@ -65,6 +67,34 @@ def write(file: Path, data: bytes, *, durable: bool) -> None:
             temporary.unlink(missing_ok=True)
         if durable:
             _sync(file.parent)
+    except OSError as error:
+        raise SiteStateError(f"{file}: cannot be written ({error.strerror})") from error
+
+
+def write_once(file: Path, data: bytes) -> bytes:
+    """Write a file that is never written again, whoever tries and whoever dies.
+
+    Args:
+        file: A path from `path`; missing folders are made, private too.
+        data: Its content.
+
+    Returns:
+        What it holds: `data`, or what another has written before.
+
+    Raises:
+        SiteStateError: It cannot be written or read.
+    """
+    temporary = file.with_name(f".{file.name}.{uuid4().hex}")  # two hosts share pids
+    try:
+        _make(file.parent)
+        try:
+            _write(temporary, data, durable=True)
+            with suppress(FileExistsError):
+                os.link(temporary, file)  # whole or not at all, and never over another
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync(file.parent)
+        return file.read_bytes()
     except OSError as error:
         raise SiteStateError(f"{file}: cannot be written ({error.strerror})") from error
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import traceback
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -18,7 +18,19 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
-from fl.client import algorithms, budget, control, data, devices, jobs, trainer
+from fl.client import (
+    algorithms,
+    budget,
+    control,
+    data,
+    devices,
+    distributed,
+    dp_sgd,
+    frozen,
+    jobs,
+    masking,
+    trainer,
+)
 from fl.client.admission import admitted
 from fl.client.check import prove
 from fl.client.corrections import Controlled, Correction, Proximal
@@ -31,12 +43,15 @@ from fl.client.request import (
     TrainRequest,
     read,
 )
+from fl.client.residual import compress_with_feedback
 from fl.client.trainer import TrainingError
 from fl.client.warm import seed_all
 from fl.compression import compress
-from fl.config import ProxystoreConfigs
-from fl.tensors import Tensors, decode, pieces, require_same_layout
-from fl.transport import Ref, SignedS3, Transport, open_transport
+from fl.config import ProxystoreConfigs, TrainConfigs
+from fl.privacy import Spent
+from fl.sealing import open_model, seal_update, training_name
+from fl.tensors import Data, Tensors, decode, pieces, require_same_layout
+from fl.transport import Ref, Transport, open_granted, open_transport
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
@@ -66,8 +81,9 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
         request: A `TrainRequest`.
 
     Returns:
-        `update` (a Ref), `num_samples`, `steps`, `stopped` (`budget`, or `block` where the worker's
-        block ends: then without validation), `metrics`, `seconds` by phase, and `job`.
+        `update` (a Ref), `num_samples`, `num_validation_samples` (where the model was evaluated
+        before training), `steps`, `stopped` (`budget`, or `block` where the worker's block ends:
+        then without validation), `metrics`, `seconds` by phase, and `job`.
 
     Raises:
         BlockEnded: The worker's block leaves no time for a step.
@@ -86,40 +102,77 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
             policy.require_samples(_sizes(train_set, validation_set if validates else None))
             correction = _correction(wanted, model, received, controls)
         seed = _seed(wanted.model_configs.seed, wanted.client_id, wanted.round)
-        metrics: dict[str, float] = {}
-        if configs.do_pre_validation and validation_set is not None:
-            with phases("pre_validate"):
-                seed_all(seed)
-                metrics |= _metrics("pre_val", trainer.evaluate(model, validation_set, configs))
+        before = _before(configs, model, validation_set, seed, phases)
+        metrics = _metrics("pre_val", before) if before else {}
         with phases("train"):
-            training = trainer.train(
-                model,
-                train_set,
-                configs,
-                seed=seed,
-                steps=wanted.steps,
-                learning_rate_scale=wanted.learning_rate_scale,
-                until=_until(configs.block_margin, phases.seconds["get"]),
-                correction=correction,
-                on_step=record.count,
-            )
+            until = _until(configs.block_margin, phases.seconds["get"])
+            training = _trained(wanted, model, received, correction, record, seed, until)
             metrics["train_loss"] = training.loss
+            metrics |= _price(wanted, training)
             update = _update(wanted, model, received, correction)
         if configs.do_validation and validation_set is not None and training.stopped == "budget":
             with phases("validate"):
                 metrics |= _metrics("val", trainer.evaluate(model, validation_set, configs))
         with phases("put"):
-            coded = compress(update, wanted.compressor_configs)
-            sent = _transport(wanted.proxystore_configs, wanted.upload).put(*pieces(coded))
+            coded = pieces(_coded(wanted, update, training.num_samples))
+            sent = _transport(wanted.proxystore_configs, wanted.upload).put(*_sealed(wanted, coded))
     return {
         "job": wanted.job,
         "update": sent.to_json(),
         "num_samples": training.num_samples,
+        **({"num_validation_samples": before.num_samples} if before else {}),
         "steps": training.steps,
         "stopped": training.stopped,
         "metrics": policy.released(metrics),
         "seconds": phases.seconds,
     }
+
+
+def _before(
+    configs: TrainConfigs,
+    model: nn.Module,
+    validation_set: Dataset[Any] | None,
+    seed: int,
+    phases: _Phases,
+) -> trainer.Evaluation | None:
+    """What the model is worth before it is trained, where that is asked for."""
+    if not configs.do_pre_validation or validation_set is None:
+        return None
+    with phases("pre_validate"):
+        seed_all(seed)
+        return trainer.evaluate(model, validation_set, configs)
+
+
+def _trained(
+    wanted: TrainRequest,
+    model: nn.Module,
+    received: Tensors,
+    correction: Correction,
+    record: jobs.Record,
+    seed: int,
+    until: float | None,
+) -> trainer.Training:
+    """Train the model in place: in this process, or by several of its node."""
+    if wanted.train_configs.nproc_per_node > 1:
+        return distributed.train(
+            wanted,
+            model,
+            travelling=list(received),
+            seed=seed,
+            until=until,
+            on_step=record.count,
+        )
+    return trainer.train(
+        model,
+        data.datasets(wanted.data_configs)[0],  # as it was loaded before
+        wanted.train_configs,
+        seed=seed,
+        steps=wanted.steps,
+        learning_rate_scale=wanted.learning_rate_scale,
+        until=until,
+        correction=correction,
+        on_step=record.count,
+    )
 
 
 def evaluate(request: dict[str, Any]) -> dict[str, Any]:
@@ -164,6 +217,18 @@ def progress(request: dict[str, Any]) -> dict[str, Any]:
     return jobs.progress(str(request["job"]))
 
 
+def enter(request: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001  (every operation is called like this)
+    """Nothing: that it is answered says that a worker is there, through with the batch queue.
+
+    Args:
+        request: Nothing is asked of it.
+
+    Returns:
+        An empty object.
+    """
+    return {}
+
+
 def check(request: dict[str, Any]) -> dict[str, Any]:
     """Prove from inside a worker that models will move; see `fl.client.check.prove`.
 
@@ -194,8 +259,12 @@ OPERATIONS = {
     "train": train,
     "evaluate": evaluate,
     "progress": progress,
+    "enter": enter,
     "check": check,
     "rehearse": rehearse,
+    "advertise": masking.advertise,
+    "share": masking.share,
+    "unmask": masking.unmask,
 }
 
 _transports: dict[str, Transport] = {}
@@ -204,7 +273,7 @@ _transports: dict[str, Transport] = {}
 def _transport(configs: ProxystoreConfigs, upload: dict[str, Any] | None) -> Transport:
     """The way that the server grants, or the client's own, kept open while the worker lives."""
     if upload is not None:
-        return SignedS3(upload)
+        return open_granted(upload)
     key = configs.model_dump_json()
     if key not in _transports:
         _transports[key] = open_transport(configs)
@@ -215,14 +284,17 @@ def _fetch(wanted: EvaluateRequest, phases: _Phases) -> tuple[Tensors, Tensors]:
     """The model that the server sent, and SCAFFOLD's control if it sent one."""
     with phases("get"):
         transport = _transport(wanted.proxystore_configs, wanted.upload)
-        return control.split(decode(transport.get(Ref.from_json(wanted.model))))
+        data = transport.get(Ref.from_json(wanted.model))
+        if wanted.sealing is not None:
+            data = open_model(data, wanted.sealing.model_key)
+        return control.split(decode(data))
 
 
 def _load(wanted: EvaluateRequest, received: Tensors) -> nn.Module:
     """The model with the weights that were received, where it will be used."""
-    model = trainer.warm_model(wanted.model_configs)
-    require_same_layout(model.state_dict(), received)
-    model.load_state_dict(received)
+    model = trainer.warm_model(wanted.model_configs, wanted.base)
+    require_same_layout(frozen.travelling(model), received)
+    model.load_state_dict(received, strict=False)  # the base is there
     return model.to(devices.choose(wanted.train_configs.device))
 
 
@@ -251,10 +323,11 @@ def _update(
     wanted: TrainRequest, model: nn.Module, received: Tensors, correction: Correction
 ) -> Tensors:
     """What goes back; what SCAFFOLD keeps for the client's next round is kept before that."""
-    trained = model.state_dict()
-    update: Tensors = (
-        algorithms.delta(trained, received) if wanted.update == "difference" else dict(trained)
-    )
+    whole = model.state_dict()
+    base = {name: tensor for name, tensor in whole.items() if name not in received}
+    frozen.require_untouched(base, wanted.base)
+    trained = {name: whole[name] for name in received}
+    update = algorithms.delta(trained, received) if wanted.update == "difference" else trained
     if isinstance(correction, Controlled):
         own, change = correction.outcome(received, {n: t.cpu() for n, t in trained.items()})
         control.keep(_run_id(wanted), wanted.client_id, wanted.round, own)
@@ -262,9 +335,47 @@ def _update(
     return update
 
 
+def _price(wanted: TrainRequest, training: trainer.Training) -> dict[str, float]:
+    """What DP-SGD has cost the site in this run, this round included."""
+    configs = wanted.train_configs
+    if configs.dp_sgd is None:
+        return {}
+    rate = dp_sgd.sampling_rate(training.num_samples, configs)
+    spent = Spent(configs.dp_sgd.noise_multiplier, rate, training.steps)
+    run = _run_id(wanted)
+    return {"epsilon": dp_sgd.charge(run, wanted.client_id, spent, configs.dp_sgd.delta)}
+
+
+def _coded(wanted: TrainRequest, update: Tensors, num_samples: int) -> Tensors:
+    """The update in its format; what top-k leaves out is kept before that."""
+    configs = wanted.compressor_configs
+    if wanted.masking is not None:
+        return masking.masked(update, wanted, wanted.masking, num_samples)
+    if not configs.enable_compression or configs.top_k is None:
+        return compress(update, configs)
+    if wanted.update != "difference" or wanted.train_configs.trainer == "ScaffoldTrainer":
+        raise RequestError("request: top_k: is of differences, and of no controls")
+    return compress_with_feedback(
+        update,
+        configs,
+        run=_run_id(wanted),
+        client=wanted.client_id,
+        round_number=wanted.round,
+        version=wanted.control_version,
+    )
+
+
+def _sealed(wanted: TrainRequest, coded: Sequence[Data]) -> Sequence[Data]:
+    """What is put: the update, for the server's eyes alone where it gave a key for that."""
+    if wanted.sealing is None:
+        return coded
+    training = training_name(_run_id(wanted), wanted.client_id, wanted.round)
+    return list(seal_update(coded, wanted.sealing.update_key, training))
+
+
 def _run_id(wanted: TrainRequest) -> str:
     if wanted.run_id is None:
-        raise RequestError("request: run_id: ScaffoldTrainer keeps a client's control by its run")
+        raise RequestError("request: run_id: what a site keeps between rounds is kept by its run")
     return wanted.run_id
 
 

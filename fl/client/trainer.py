@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from fl.client import budget, data, devices, site_code
+from fl.client import budget, data, devices, dp_sgd, site_code
 from fl.client.budget import Stopped
 from fl.client.corrections import Correction
+from fl.client.frozen import require_base
+from fl.client.ranks import ALONE, Ranks
 from fl.client.warm import AsBuilt, Kept, seed_all
 from fl.config import ModelConfigs, TrainConfigs
 from fl.errors import FederationError
@@ -92,21 +95,25 @@ _model: Kept[AsBuilt] = Kept()
 _optimizer: Kept[tuple[torch.optim.Optimizer, dict[str, Any]]] = Kept()
 
 
-def warm_model(configs: ModelConfigs) -> nn.Module:
+def warm_model(configs: ModelConfigs, base: str | None = None) -> nn.Module:
     """The model that `build_model` builds, or the last one again if nothing has changed.
 
     Args:
         configs: As for `build_model`.
+        base: The digest of the frozen parameters that it must have; None where none are.
 
     Returns:
-        The model on whatever device it was last, as it was built except for its `state_dict`.
+        The model on whatever device it was last, as it was built except for what travels.
 
     Raises:
+        BaseError: Its frozen parameters are others.
         SiteCodeError: As `build_model`.
         TrainingError: As `build_model`.
     """
     factory = site_code.load(configs.model_path, configs.model_name)
-    return _model.get((factory, configs), lambda: AsBuilt(build_model(configs))).restore()
+    built = _model.get((factory, configs), lambda: AsBuilt(build_model(configs)))
+    require_base(built.base, base)
+    return built.restore()
 
 
 def require_settings(model: nn.Module, configs: TrainConfigs) -> None:
@@ -145,6 +152,7 @@ def train(
     until: float | None = None,
     correction: Correction | None = None,
     on_step: Callable[[int], None] = lambda _steps: None,
+    ranks: Ranks = ALONE,
 ) -> Training:
     """Train a model in place.
 
@@ -158,6 +166,7 @@ def train(
         until: Unix seconds by which training must have ended, or None.
         correction: What the trainer adds to gradients.
         on_step: Told how many steps are done, after each.
+        ranks: Who trains together; all call this with a model that is the same.
 
     Returns:
         What training did.
@@ -168,18 +177,25 @@ def train(
         DeviceError: The device is not here.
         BlockEnded: There is no time for a first step.
     """
-    seed_all(seed)
-    batches = data.training_batches(dataset, configs, seed)
+    seed_all(seed + ranks.rank)
+    batches = (
+        data.training_batches(dataset, configs, seed, ranks)
+        if configs.dp_sgd is None
+        else dp_sgd.batches(dataset, configs)
+    )
     if len(batches) == 0:
         raise TrainingError("train_drop_last leaves no minibatch: train_batch_size is too large")
-    descent = _Descent(model, configs, correction or Correction(), learning_rate_scale)
-    left = budget.countdown(configs, len(batches), steps=steps, until=until)
     total = 0.0
-    for number, (inputs, labels) in enumerate(budget.within(left, batches), start=1):
-        with _naming(inputs, labels):
-            total += descent.step(inputs, labels, number)
-        descent.advance(end_of_epoch=number % len(batches) == 0)
-        on_step(number)
+    with dp_sgd.applied(model.train(), configs) as wrap:
+        descent = _Descent(
+            model, configs, correction or Correction(), learning_rate_scale, wrap, ranks
+        )
+        left = budget.countdown(configs, len(batches), steps=steps, until=until)
+        for number, (inputs, labels) in enumerate(budget.within(left, batches, ranks), start=1):
+            with _naming(inputs, labels):
+                total += descent.step(inputs, labels, number)
+            descent.advance(end_of_epoch=number % len(batches) == 0)
+            on_step(number)
     assert left.stopped is not None  # noqa: S101  (within() ends no earlier)
     return Training(total / left.done, left.done, data.count(dataset), left.stopped)
 
@@ -208,28 +224,40 @@ class _Descent:
     """Steps of minibatch descent on one model."""
 
     def __init__(
-        self, model: nn.Module, configs: TrainConfigs, correction: Correction, scale: float
+        self,
+        model: nn.Module,
+        configs: TrainConfigs,
+        correction: Correction,
+        scale: float,
+        wrap: dp_sgd.Wrap,
+        ranks: Ranks,
     ) -> None:
         self._device = devices.choose(configs.device)
         self._model = model.to(self._device).train()
+        self._ranks, self._forward = ranks, ranks.wrapped(self._model)
         self._configs, self._correction = configs, correction
         self._loss = _loss(configs)
-        self._optimizer = _warm_optimizer(model, configs)
-        for group in self._optimizer.param_groups:
+        optimizer = _warm_optimizer(model, configs)
+        for group in optimizer.param_groups:
             group["lr"] *= scale
-        self._scheduler = _scheduler(self._optimizer, configs)
+        self._scheduler = _scheduler(optimizer, configs)
+        self._optimizer = wrap(optimizer)
         self._autocast = devices.autocast(self._device, configs.amp)
         self._scaler = devices.scaler(self._device, configs.amp)
 
     def step(self, inputs: torch.Tensor, labels: torch.Tensor, number: int) -> float:
         """Do one step; returns its minibatch's loss."""
         self._optimizer.zero_grad()
+        if len(inputs) == 0:  # as a Poisson sample may be
+            dp_sgd.no_samples(self._model)
+            self._optimizer.step()
+            return 0.0
         with self._autocast:
-            loss = self._loss(self._model(inputs.to(self._device)), labels.to(self._device))
-        value = float(loss.item())
-        if not torch.isfinite(loss):
+            loss = self._loss(self._forward(inputs.to(self._device)), labels.to(self._device))
+        loss, value = self._ranks.weighed(loss, len(inputs))
+        if not math.isfinite(value):
             raise TrainingError(f"loss became {value} at step {number}; lower optim_args.lr")
-        self._scaler.scale(loss).backward()
+        torch.autograd.backward(self._scaler.scale(loss))
         self._scaler.unscale_(self._optimizer)
         self._correction.to_loss(self._model)
         if self._configs.clip_grad:

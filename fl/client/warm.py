@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fl.client.frozen import base_digest, frozen
 from fl.tensors import Tensors
 
 Built = TypeVar("Built")
@@ -57,10 +58,14 @@ class AsBuilt:
 
     Args:
         model: The model, just built.
+
+    Attributes:
+        model: The model.
+        base: The digest of its frozen parameters, or None.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        self.model, self.base = model, base_digest(frozen(model))
         self._trained = [(tensor, tensor.requires_grad) for tensor in model.parameters()]
         self._modules = [(module, _scalars(module), _unsaved(module)) for module in model.modules()]
 

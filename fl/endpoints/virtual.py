@@ -39,6 +39,8 @@ class VirtualSite:
         queue: Draws the queue delay of each task.
         seconds_per_step: Of one minibatch step, positive.
         transfer_seconds: To get the model, and again to put the update.
+        held_seconds: How long a worker that is there waits for a task before its block ends; a
+            block that has trained ends with that.
         offline: Outages, each from one second of the simulation to another, in order. A task that
             is there when one begins is lost; one that is sent during it waits for its end.
     """
@@ -46,12 +48,17 @@ class VirtualSite:
     queue: Queue
     seconds_per_step: float = 1.0
     transfer_seconds: float = 0.0
+    held_seconds: float = 120.0
     offline: Sequence[tuple[float, float]] = ()
 
     def online_from(self, moment: float) -> float:
         """The first moment, from some other on, at which the site is online."""
         ends = [end for begin, end in self.offline if begin <= moment < end]
         return max(ends, default=moment)
+
+    def online_until(self, moment: float) -> float:
+        """When the next outage after a moment begins."""
+        return min((down for down, _ in self.offline if down > moment), default=math.inf)
 
     def survives(self, begin: float, end: float) -> bool:
         """Whether no outage begins after one moment and up to another."""
@@ -130,7 +137,7 @@ class Training:
     def train(self, request: JSONObject, weights: Tensors, steps: int) -> Trained:
         """See `Work.train`."""
         name = request["client_id"]
-        self._model.load_state_dict(weights)
+        self._model.load_state_dict(weights, strict=False)
         done = trainer.train(
             self._model,
             self._sets[name],
@@ -141,7 +148,7 @@ class Training:
             steps=steps,
             learning_rate_scale=request["learning_rate_scale"],
         )
-        trained = self._model.state_dict()
+        trained = {n: t for n, t in self._model.state_dict().items() if n in weights}
         update = trained if request["update"] == "model" else algorithms.delta(trained, weights)
         return Trained(update, done.num_samples, {"train_loss": done.loss})
 
@@ -171,6 +178,7 @@ class VirtualSites:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._running: dict[str, float] = {}
+        self._held: dict[str, float] = {}
 
     def now(self) -> float:
         """Virtual seconds since the simulation began."""
@@ -210,6 +218,8 @@ class VirtualSites:
         future: Future[JSONObject] = Future()
         if request["operation"] == "progress":
             self._find(client.client_id, request["job"], future)
+        elif request["operation"] == "enter":
+            self._enter(client.client_id, request["job"], future)
         else:
             self._queue(client.client_id, request, future)
         return future
@@ -235,13 +245,15 @@ class VirtualSites:
         """Forget what is under way."""
         self._events.clear()
         self._running.clear()
+        self._held.clear()
 
     def _queue(self, name: str, request: JSONObject, future: Future[JSONObject]) -> None:
         """Draw when a task will be done; if its site does not live so long, it never is."""
         site = self._sites[name]
         steps = self._work.steps(request, site.seconds_per_step)
         delivered = site.online_from(self._now)
-        started = delivered + site.queue(delivered)
+        held = self._held.pop(name, -math.inf) >= delivered
+        started = delivered if held else delivered + site.queue(delivered)
         seconds = {
             "get": site.transfer_seconds,
             "train": steps * site.seconds_per_step,
@@ -252,6 +264,21 @@ class VirtualSites:
             self._running[request["job"]] = started
         if site.survives(delivered, done):
             self._at(done, lambda: future.set_result(self._answer(request, steps, seconds)))
+
+    def _enter(self, name: str, job: str, future: Future[JSONObject]) -> None:
+        """Draw when a block begins for a task that asks nothing: it is there for another then."""
+        site = self._sites[name]
+        delivered = site.online_from(self._now)
+        started = delivered + site.queue(delivered)
+
+        def begin() -> None:
+            self._running.pop(job)
+            self._held[name] = min(started + site.held_seconds, site.online_until(started))
+            future.set_result({"result": {}})
+
+        if site.survives(delivered, started):
+            self._running[job] = started
+            self._at(started, begin)
 
     def _answer(self, request: JSONObject, steps: int, seconds: dict[str, float]) -> JSONObject:
         """Train, now that the answer is due."""

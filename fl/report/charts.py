@@ -40,6 +40,8 @@ CONFIG: dict[str, Any] = {
         "domainColor": "var(--line)",
         "tickColor": "var(--line)",
         "labelFontSize": 12,
+        "labelFlush": False,
+        "labelSeparation": 8,
         "titleFontSize": 12,
         "titleFontWeight": "normal",
     },
@@ -47,9 +49,7 @@ CONFIG: dict[str, Any] = {
         "orient": "top",
         "labelColor": "var(--ink)",
         "labelFontSize": 12,
-        "labelLimit": 320,
         "title": None,
-        "columns": 4,
         "symbolStrokeWidth": 3,
     },
 }
@@ -58,38 +58,43 @@ ROW = 18
 """Pixels of a site's row."""
 
 
-def by_round(column: str, across: str, runs: Sequence[str]) -> dict[str, Any]:
+def by_round(
+    column: str, across: str, runs: Sequence[str], table: str = "rounds"
+) -> dict[str, Any]:
     """A number of the global model over the rounds, or over time, a line a run.
 
     Args:
         column: `accuracy` or `loss`.
         across: `round` or `minutes`.
         runs: The runs' names.
+        table: `rounds`, measured at the server; or `evaluations`, without time, at the sites.
 
     Returns:
-        The chart, of the table `rounds`.
+        The chart, of that table.
     """
-    base = alt.Chart(_table("rounds", ["round", "loss", "accuracy", "minutes"])).encode(
+    times = ["minutes"] if table == "rounds" else []
+    base = alt.Chart(_table(table, ["round", "loss", "accuracy", *times])).encode(
         x=_quantity(across, "round" if across == "round" else "minutes since the first round"),
         y=_quantity(column, column),
         color=_colour("run", runs, SERIES),
     )
-    tooltip = ["run:N", "round:Q", f"{column}:Q", "minutes:Q"]
+    tooltip = ["run:N", "round:Q", f"{column}:Q", *(f"{time}:Q" for time in times)]
     points = base.mark_point(opacity=0, size=80, filled=True).encode(tooltip=tooltip)
     return _spec(base.mark_line() + points)
 
 
-def by_site(metric: str, sites: Sequence[str]) -> dict[str, Any]:
+def by_site(metric: str, sites: Sequence[str], table: str = "metrics") -> dict[str, Any]:
     """What every site measured, a line a site; of many sites, one is picked out.
 
     Args:
-        metric: One of `fl.report.numbers.SITE_METRICS`.
+        metric: One of `fl.report.numbers.SITE_METRICS`; of `at_sites`, accuracy or loss.
         sites: The sites' names.
+        table: `metrics`, of a site's own training; or `at_sites`, of the global model.
 
     Returns:
-        The chart, of the table `metrics`.
+        The chart, of that table.
     """
-    base = alt.Chart(_table("metrics", ["round", metric])).encode(
+    base = alt.Chart(_table(table, ["round", metric])).encode(
         x=_quantity("round", "round"),
         y=_quantity(metric, metric.replace("_", " ")),
         detail="site:N",
@@ -102,6 +107,26 @@ def by_site(metric: str, sites: Sequence[str]) -> dict[str, Any]:
     all_lines = shown.mark_line(color=FAINT, strokeWidth=1)
     one = shown.transform_filter("datum.site === chosen").mark_line(color=STRONG, strokeWidth=3)
     return _spec((all_lines + one).add_params(chosen))
+
+
+def of_aggregator(name: str) -> dict[str, Any]:
+    """One of the aggregator's own numbers by round.
+
+    Args:
+        name: The number's.
+
+    Returns:
+        The chart, of the table `aggregator`.
+    """
+    base = alt.Chart(_table("aggregator", ["round", "number"])).encode(
+        x=_quantity("round", "round"),
+        y=_quantity("number", name),
+        tooltip=["round:Q", "number:Q"],
+    )
+    its_own = base.transform_filter(alt.FieldEqualPredicate(field="name", equal=name))
+    shown = its_own.transform_filter("isValid(datum.number)")
+    points = shown.mark_point(opacity=0, size=80, filled=True)
+    return _spec(shown.mark_line(color=STRONG) + points)
 
 
 def gantt(first: int, last: int, sites: Sequence[str]) -> dict[str, Any]:
@@ -129,7 +154,7 @@ def gantt(first: int, last: int, sites: Sequence[str]) -> dict[str, Any]:
         .transform_filter("datum.seconds > 0")
         .mark_bar()
         .encode(
-            x=alt.X("start:Q", title="seconds from the start of the round"),
+            x=alt.X("start:Q", title="seconds into the round"),
             x2="end:Q",
             y=row,
             color=_colour("phase", list(PHASES), list(PHASE_COLOURS.values())),

@@ -8,16 +8,18 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from fl.config import Client, Federation, read_federation
+from fl.config import Client, Federation
+from fl.config_files import read_federation
 from fl.errors import FederationError
-from fl.history import EndedRound, History, read_history
+from fl.history import EndedRound, EvaluatedModel, History, read_history
 from fl.server.events import UpdateReceived
+from fl.transport import WAYS
 
 PHASES = ("queue", "receive", "train", "send", "wait", "aggregate", "evaluate")
 """What a round's time is divided into, in the order in which a site's update goes through them."""
@@ -25,7 +27,14 @@ PHASES = ("queue", "receive", "train", "send", "wait", "aggregate", "evaluate")
 SERVER = "(server)"
 """The server's row among the sites': no site can have that name."""
 
-SITE_METRICS = ("train_loss", "val_loss", "val_accuracy", "pre_val_loss", "pre_val_accuracy")
+SITE_METRICS = (
+    "train_loss",
+    "val_loss",
+    "val_accuracy",
+    "pre_val_loss",
+    "pre_val_accuracy",
+    "epsilon",
+)
 """What sites measure; see `fl.client.task.train`."""
 
 
@@ -99,6 +108,11 @@ class Run:
         return self.history.rounds
 
     @property
+    def evaluations(self) -> list[EvaluatedModel]:
+        """What its sites found of its models."""
+        return self.history.evaluations
+
+    @property
     def state(self) -> str:
         """Whether it goes on, is finished, or neither."""
         if self.history.is_finished:
@@ -121,6 +135,17 @@ class Run:
         """Which of the known metrics its sites sent."""
         sent = {name for ended in self.ended for update in ended.updates for name in update.metrics}
         return [name for name in SITE_METRICS if name in sent]
+
+    @property
+    def aggregated(self) -> list[str]:
+        """Names of the aggregator's own numbers, such as the epsilon spent."""
+        return list(dict.fromkeys(name for ended in self.ended for name in ended.aggregator))
+
+    @property
+    def changing(self) -> list[str]:
+        """Those of them that differ between rounds."""
+        told = {name: {e.aggregator.get(name) for e in self.ended} for name in self.aggregated}
+        return [name for name, values in told.items() if len(values) > 1]
 
 
 def read_run(folder: Path) -> Run:
@@ -159,6 +184,36 @@ def rounds_table(runs: Iterable[Run]) -> str:
             for ended, passed in zip(run.ended, minutes, strict=True)
         ]
     return _csv(["run", "round", "loss", "accuracy", "minutes"], rows)
+
+
+def evaluations_table(runs: Iterable[Run]) -> str:
+    """Means of what sites found of every run's models as CSV: run, round, loss, accuracy."""
+    rows = [
+        [run.name, found.round, _short(found.loss), _short(found.accuracy)]
+        for run in runs
+        for found in run.evaluations
+    ]
+    return _csv(["run", "round", "loss", "accuracy"], rows)
+
+
+def at_sites_table(run: Run) -> str:
+    """What each site found of a run's models as CSV: round, site, loss, accuracy."""
+    rows = [
+        [found.round, name, _short(at_site.loss), _short(at_site.accuracy)]
+        for found in run.evaluations
+        for name, at_site in found.sites.items()
+    ]
+    return _csv(["round", "site", "loss", "accuracy"], rows)
+
+
+def aggregator_table(run: Run) -> str:
+    """The aggregator's own numbers as CSV: round, name, number."""
+    rows = [
+        [ended.round, name, _short(number)]
+        for ended in run.ended
+        for name, number in ended.aggregator.items()
+    ]
+    return _csv(["round", "name", "number"], rows)
 
 
 def metrics_table(run: Run) -> str:
@@ -282,20 +337,26 @@ def _round_at(at: float, history: History, ends: list[float]) -> int:
 
 def _site(client: Client, history: History, missing: list[Missing]) -> SiteTotals:
     name = client.client_id
+    tasks = [task for task in history.tasks if task.client_id == name]
     updates = [
         update for ended in history.rounds for update in ended.updates if update.client_id == name
     ]
-    through_proxystore = client.comm_configs.proxystore_configs.enable_proxystore
     return SiteTotals(
         client_id=name,
-        way="ProxyStore" if through_proxystore else "in the task",
+        way=_way(tasks[-1].model) if tasks else "-",
         updates=len(updates),
         missing=Counter(m.kind for m in missing if m.client_id == name),
-        bytes_down=sum(task.size for task in history.tasks if task.client_id == name),
+        bytes_down=sum(task.size for task in tasks),
         bytes_up=sum(update.size for update in updates),
         seconds=_mean_seconds(updates),
         metrics=updates[-1].metrics if updates else {},
     )
+
+
+def _way(model: Mapping[str, Any]) -> str:
+    """How a model of this Ref travels, in people's words."""
+    name = str(model.get("transport", "inline"))
+    return WAYS.get(name, name)
 
 
 def _mean_seconds(updates: list[UpdateReceived]) -> dict[str, float]:

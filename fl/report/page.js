@@ -4,8 +4,22 @@ const read = (id) => JSON.parse(document.getElementById(id).textContent);
 const charts = read("charts");
 const tables = read("tables");
 
+// As many names beside each other as there is room for, right of the names of rows.
+function legend(chart, width) {
+  const widest = (channel) => {
+    const parts = [chart, ...(chart.layer ?? [])];
+    const names = parts.flatMap((part) => part.encoding?.[channel]?.scale?.domain ?? []);
+    return 7 * Math.max(0, ...names.map((name) => String(name).length)); // pixels, about
+  };
+  const room = width - Math.max(50, Math.min(180, widest("y")));
+  const columns = Math.max(1, Math.min(4, Math.floor(room / (24 + widest("color")))));
+  return { ...chart.config.legend, columns, labelLimit: room - 24 };
+}
+
 function draw(figure) {
   const chart = { ...charts[figure.dataset.chart], datasets: tables[figure.dataset.tables] };
+  const width = figure.querySelector(".plot").clientWidth;
+  chart.config = { ...chart.config, legend: legend(chart, width) };
   const controls = figure.querySelector(".controls");
   vegaEmbed(figure.querySelector(".plot"), chart, {
     actions: false,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -37,6 +38,10 @@ except ImportError as error:
     raise FederationError(
         f"a report needs two packages more ({error}): pip install 'fl-hpc[report]'"
     ) from error
+
+
+GLOBAL = ("accuracy", "loss")
+"""What sites measure of a global model."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ def render(runs: Sequence[Run], now: float) -> str:
     runs = _told_apart(runs)
     vega, script = _bundle(), _own("page.js")
     evaluated = any(ended.accuracy is not None for run in runs for ended in run.ended)
+    at_sites = any(run.evaluations for run in runs)
     environment = Environment(
         loader=PackageLoader("fl.report", "."),
         autoescape=True,
@@ -99,6 +105,7 @@ def render(runs: Sequence[Run], now: float) -> str:
         runs=runs,
         read_at=now,
         evaluated=evaluated,
+        at_sites=at_sites,
         site_phases=PHASES[:5],
         row_height=charts.ROW,
         settings=_settings(runs),
@@ -113,10 +120,13 @@ def render(runs: Sequence[Run], now: float) -> str:
 
 
 def _told_apart(runs: Sequence[Run]) -> list[Run]:
-    """Runs of one name in different folders are called by their paths."""
+    """Runs of one name in different folders are called by what differs of their paths."""
     names = Counter(run.name for run in runs)
+    folders = [run.history.folder.resolve() for run in runs]
+    above = os.path.commonpath([folder.parent for folder in folders])
     return [
-        replace(run, name=str(run.history.folder)) if names[run.name] > 1 else run for run in runs
+        replace(run, name=str(folder.relative_to(above))) if names[run.name] > 1 else run
+        for run, folder in zip(runs, folders, strict=True)
     ]
 
 
@@ -149,6 +159,8 @@ def _charts(runs: Sequence[Run]) -> dict[str, Any]:
         "accuracy by round": charts.by_round("accuracy", "round", names),
         "loss by round": charts.by_round("loss", "round", names),
         "accuracy by time": charts.by_round("accuracy", "minutes", names),
+        "accuracy at sites": charts.by_round("accuracy", "round", names, "evaluations"),
+        "loss at sites": charts.by_round("loss", "round", names, "evaluations"),
     }
     for index, run in enumerate(runs):
         found |= {f"run {index} {name}": chart for name, chart in _charts_of(run)}
@@ -163,7 +175,9 @@ def _charts_of(run: Run) -> list[tuple[str, dict[str, Any]]]:
     first, last = run.ended[0].round, run.ended[-1].round
     latest = max([last, *(missing.round for missing in run.missing)])
     return [
+        *((f"global {name}", charts.by_site(name, sites, "at_sites")) for name in GLOBAL),
         *((metric, charts.by_site(metric, sites)) for metric in run.measured),
+        *((f"aggregator {name}", charts.of_aggregator(name)) for name in run.changing),
         ("bytes", charts.bytes_by_site(sites)),
         ("gantt", charts.gantt(first, last, sites)),
         ("missing", charts.missing(first, latest, sites)),
@@ -172,10 +186,16 @@ def _charts_of(run: Run) -> list[tuple[str, dict[str, Any]]]:
 
 def _tables(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
     """What charts draw: of all runs together, and of each."""
-    found = {"all": {"rounds": numbers.rounds_table(runs)}}
+    both = {
+        "rounds": numbers.rounds_table(runs),
+        "evaluations": numbers.evaluations_table(runs),
+    }
+    found = {"all": both}
     for index, run in enumerate(runs):
         found[f"run {index}"] = {
             "metrics": numbers.metrics_table(run),
+            "at_sites": numbers.at_sites_table(run),
+            "aggregator": numbers.aggregator_table(run),
             "spans": numbers.spans_table(run),
             "missing": numbers.missing_table(run),
             "bytes": numbers.bytes_table(run),
@@ -227,6 +247,8 @@ def _moment(at: float) -> str:
 
 
 def _metric_name(metric: str) -> str:
+    if metric == "epsilon":
+        return "Privacy spent (epsilon)"
     words = metric.replace("pre_val", "validation (before training)").replace("val_", "validation_")
     return words.replace("train_", "training_").replace("_", " ").capitalize()
 

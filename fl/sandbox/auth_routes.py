@@ -32,7 +32,12 @@ def auth_routes(identities: Identities) -> Blueprint:
             what = f"UNKNOWN_SCOPE_ERROR: {', '.join(unknown) or 'no scope given'}"
             return _refuse(400, {"error": "invalid_scope", "error_description": what})
         tokens = [
-            _token(identities, client_id, server, [s for s in scopes if servers[s] == server])
+            _token(
+                identities.issue(client_id, server, secret),
+                identities.token_lifetime_s,
+                server,
+                [s for s in scopes if servers[s] == server],
+            )
             for server in sorted({server for server in servers.values() if server})
         ]
         return jsonify({**tokens[0], "other_tokens": tokens[1:]})
@@ -80,13 +85,11 @@ def _scopes(text: str) -> list[str]:
         return [text]
 
 
-def _token(
-    identities: Identities, client_id: str, server: str, scopes: list[str]
-) -> dict[str, Any]:
+def _token(issued: str, lifetime_s: float, server: str, scopes: list[str]) -> dict[str, Any]:
     return {
-        "access_token": identities.issue(client_id, server),
+        "access_token": issued,
         "scope": " ".join(scopes),
-        "expires_in": int(identities.token_lifetime_s),
+        "expires_in": int(lifetime_s),
         "token_type": "Bearer",  # the kind of a token, not one  # nosec B105
         "resource_server": server,
     }

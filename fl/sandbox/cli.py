@@ -120,7 +120,7 @@ def env(folder: Folder) -> int:
     variables = {
         **record["environment"],
         "GLOBUS_COMPUTE_CLIENT_ID": record["client_id"],
-        "GLOBUS_COMPUTE_CLIENT_SECRET": folder.secret.read_text().strip(),
+        "GLOBUS_COMPUTE_CLIENT_SECRET": folder.secrets()[0],
     }
     for name, value in variables.items():
         click.echo(f"export {name}={shlex.quote(value)}")

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 import fl
 from fl.sandbox.folder import Folder, SandboxError, process_records
@@ -169,7 +169,7 @@ def status(folder: Folder) -> dict[str, Any]:
 def _endpoints(folder: Folder, record: dict[str, Any]) -> list[dict[str, Any]]:
     request = urllib.request.Request(  # noqa: S310 - the URL is our own http://localhost
         f"{record['compute']}/sandbox/endpoints",
-        headers={"Authorization": f"Sandbox {folder.secret.read_text().strip()}"},
+        headers={"Authorization": f"Sandbox {folder.secrets()[0]}"},
     )
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=ANSWER_S) as response:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 DEFAULT = ".sandbox"
 # Start times are reckoned from the wall clock, which may be set meanwhile.
@@ -45,10 +45,9 @@ class ProcessRecord:
 
 @dataclass(frozen=True)
 class Identity:
-    """What survives ``down``: the client's id and secret, and the ports that others were told."""
+    """What survives ``down``, beside the secrets: the client's id, and ports that others know."""
 
     client_id: str
-    secret: str
     broker_port: int = 0
     relay_port: int = 0
 
@@ -101,20 +100,19 @@ class Folder:
         """
         ports = self.read(self.ports)
         client_id = ports.get("client_id") or str(uuid.uuid4())
-        secret = (
-            self.secret.read_text().strip() if self.secret.exists() else secrets.token_urlsafe(32)
-        )
-        identity = Identity(
-            client_id, secret, ports.get("broker_port", 0), ports.get("relay_port", 0)
-        )
+        if not self.secret.exists():
+            self.write(self.secret, f"{secrets.token_urlsafe(32)}\n")
+        identity = Identity(client_id, ports.get("broker_port", 0), ports.get("relay_port", 0))
         self.remember(identity)
         return identity
 
+    def secrets(self) -> list[str]:
+        """The client's secrets, a line each: the one that its users have first."""
+        return self.secret.read_text().split()
+
     def remember(self, identity: Identity) -> None:
         """Keep an identity for the next run."""
-        self.write(self.secret, f"{identity.secret}\n")
-        kept = {k: v for k, v in asdict(identity).items() if k != "secret"}
-        self.write(self.ports, json.dumps(kept, indent=1) + "\n")
+        self.write(self.ports, json.dumps(asdict(identity), indent=1) + "\n")
 
     def read(self, path: Path) -> dict[str, Any]:
         """A JSON file's contents; nothing if it is not there.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
-
 from quart import Blueprint, Response, jsonify, request
 
 from fl.sandbox.dispatch import Dispatch
@@ -19,10 +17,8 @@ def own_routes(store: Store, dispatch: Dispatch, identities: Identities) -> Blue
     @routes.get("/sandbox/endpoints")
     async def endpoints() -> Response:
         scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
-        known = (
-            hmac.compare_digest(secret.encode(), s.encode()) for s in identities.secrets.values()
-        )
-        if scheme != "Sandbox" or not any(known):
+        known = any(identities.authenticate(client, secret) for client in identities.secrets)
+        if scheme != "Sandbox" or not known:
             raise ApiError(401, "AUTHENTICATION_REQUIRED", "this takes a client's secret")
         return jsonify(
             [

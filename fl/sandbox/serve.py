@@ -108,10 +108,11 @@ class Service:
 
     def _account(self, user: str, password: str) -> Account | None:
         """The broker's account of the service itself, of an endpoint, or of a client."""
+        if user in self.identities.secrets:
+            good = self.identities.is_broker_password(user, password)
+            return Account(user, f"{user}.") if good else None
         if user == SERVICE_USER:
             expected, prefix = self._password, ""
-        elif user in self.identities.secrets:
-            expected, prefix = self.identities.broker_password(user), f"{user}."
         elif endpoint := self.store.endpoint(user):
             expected, prefix = endpoint.password, f"{user}."
         else:
@@ -186,7 +187,7 @@ class Sandbox:
         store = Store(folder.state)
         folder.state.chmod(0o600)
         queues = folder.queues.read_text() if folder.queues.exists() else ""
-        identities = Identities({identity.client_id: identity.secret})
+        identities = Identities(lambda: {identity.client_id: folder.secrets()})
         service = Service(store, identities, web, broker, queues=queues)
         relay = Relay(identity.relay_port, folder.relay_log, self._relay_started)
         try:

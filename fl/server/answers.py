@@ -37,8 +37,11 @@ def read_answer(task: Task, result: JSONObject, now: float) -> Answer:
         steps=_count(result, "steps"),
         metrics=_numbers(result, "metrics"),
         seconds=_numbers(result, "seconds"),
-        sent=task.sent,
+        sent=task.sent - task.waited,
         arrived=now,
+        num_validation_samples=(
+            _count(result, "num_validation_samples") if "num_validation_samples" in result else 0
+        ),
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from fl.errors import FederationError
 from fl.server.strategies import State
 from fl.tensors import Tensors, TensorsError, decode, digest, pieces, read_header
 
-FORMAT = "fl checkpoint 1"
+FORMAT = "fl checkpoint 2"
 DIGEST_BYTES = 32
 
 
@@ -119,8 +120,10 @@ def load(file: Path) -> Snapshot:
         raise CheckpointError(f"{file}: there is no checkpoint: is this a run's folder?") from error
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
-    encoded, sha256 = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
-    if digest(encoded) != sha256.hex():
+    encoded, written = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
+    if digest(encoded) != written.hex():
+        with suppress(TensorsError):  # another version may hash otherwise
+            _require_format(file, read_header(encoded)[0].get("__metadata__", {}))
         raise CheckpointError(
             f"{file}: is torn or damaged: its {len(content)} bytes do not match their digest"
         )
@@ -152,13 +155,17 @@ def _metadata(snapshot: Snapshot) -> dict[str, str]:
 def _read_metadata(file: Path, encoded: memoryview) -> dict[str, Any]:
     """The JSON part; refused where another version's."""
     metadata = read_header(encoded)[0].get("__metadata__", {})
+    _require_format(file, metadata)
+    state: dict[str, Any] = json.loads(metadata["state"])
+    return state
+
+
+def _require_format(file: Path, metadata: dict[str, Any]) -> None:
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{file}: was written as {metadata.get('format')!r}, this version reads {FORMAT!r}; "
             "resume with the version of fl that wrote it (versions.json names it)"
         )
-    state: dict[str, Any] = json.loads(metadata["state"])
-    return state
 
 
 def _snapshot(tensors: Tensors, rest: dict[str, Any]) -> Snapshot:

@@ -77,8 +77,9 @@ class RoundEnded:
         failures: Who gave nothing, and why.
         bytes_down: Size of the global model times the clients it was sent to.
         bytes_up: Sizes of all updates.
-        seconds: By phase: checkpoint and evict (of the round before), broadcast (encode and put),
-            submit, wait (for answers), collect (get and check), aggregate, evaluate; and total.
+        seconds: By phase: checkpoint and evict (of the round before), agree (on masks), broadcast
+            (encode and put), submit, wait (for answers), collect (get and check), unmask,
+            aggregate, evaluate; and total.
         aggregator: The aggregator's own numbers, such as the epsilon spent so far; None
             in the record is one that is not finite.
     """
@@ -92,6 +93,42 @@ class RoundEnded:
     bytes_up: int
     seconds: dict[str, float]
     aggregator: Mapping[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SiteEvaluation:
+    """What a site found of a global model.
+
+    Attributes:
+        loss: Mean over its validation set.
+        accuracy: Likewise.
+        num_samples: In that set.
+    """
+
+    loss: float
+    accuracy: float
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class SitesEvaluated:
+    """Sites evaluated a round's global model on their own validation sets.
+
+    Attributes:
+        round: The round that made the model.
+        during: The round in which their answers came.
+        loss: Mean over all samples.
+        accuracy: Likewise.
+        num_samples: Of all sites.
+        sites: What each found, by client_id.
+    """
+
+    round: int
+    during: int
+    loss: float
+    accuracy: float
+    num_samples: int
+    sites: dict[str, SiteEvaluation]
 
 
 @dataclass(frozen=True)
@@ -116,5 +153,13 @@ class Warned:
     message: str
 
 
-Event = RoundStarted | UpdateReceived | ClientFailed | RoundEnded | SiteChanged | Warned
+Event = (
+    RoundStarted
+    | UpdateReceived
+    | ClientFailed
+    | RoundEnded
+    | SitesEvaluated
+    | SiteChanged
+    | Warned
+)
 Listener = Callable[[Event], Any]

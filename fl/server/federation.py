@@ -10,34 +10,39 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 from uuid import uuid4
 
 from fl.client.trainer import Evaluation
 from fl.compression import decompress
 from fl.config import Federation
-from fl.endpoints.base import Endpoints, JSONObject, SiteError
+from fl.endpoints.base import Endpoints, SiteError
 from fl.errors import FederationError
-from fl.server.aggregators import Aggregator, Contribution
+from fl.sealing import SealError, ServerKeys, training_name
+from fl.secure_sum.keys import SecureSumError
+from fl.server.aggregators import Aggregator, Contribution, SecureFedAvg
 from fl.server.answers import read_answer
 from fl.server.checkpoint import SiteMemory, Snapshot
 from fl.server.clock import Clock
+from fl.server.evaluation import is_due, of_answers
 from fl.server.events import ClientFailed, Listener, RoundStarted, Warned
-from fl.server.norms import norm, require_norm
+from fl.server.masking import Masking
+from fl.server.norms import require_norm
+from fl.server.objects import Objects
 from fl.server.requests import train_request
 from fl.server.round import Round
 from fl.server.schedulers import Answer, Assignment, Scheduler, View
 from fl.server.sites import Arrival, Sites, State, Task
-from fl.tensors import Tensors, decode, largest_encoding, pieces, require_same_layout
+from fl.tensors import Data, Tensors, decode, largest_encoding, norm, pieces, require_same_layout
 from fl.transport import GoneError, Ref, Transport, TransportError, UnreachableError
 
-Put = TypeVar("Put")
 Evaluator = Callable[[Tensors], Evaluation]
 
 FETCHES = 4
 """Times that an update is asked for before its site is asked to train again."""
 REJECTIONS = 3
 """Answers in a row that are not believed before their site gets no more tasks."""
+LEAST_FETCH_SECONDS, LEAST_BYTES_PER_SECOND = 10.0, 1e7
+"""What an update is given that is fetched as its round ends, however that goes over time."""
 FETCH_PAUSE_SECONDS = 2.0
 """Before an update is asked for again; four times as long each time."""
 
@@ -63,6 +68,8 @@ class Parts:
         listen: Told of everything that happens.
         save: Given a snapshot after every step; it returns once that cannot be lost any more.
         sent: Told of every task that was sent, and of its model.
+        base: The digest of the model's frozen parameters, which sites have; None where none are.
+        sealing: The run's keys, where models and updates are sealed.
     """
 
     endpoints: Endpoints
@@ -74,6 +81,8 @@ class Parts:
     listen: Listener
     save: Callable[[Snapshot], None]
     sent: Callable[[Task, Ref], None]
+    base: str | None = None
+    sealing: ServerKeys | None = None
 
 
 class Server:
@@ -86,11 +95,17 @@ class Server:
     """
 
     def __init__(self, federation: Federation, parts: Parts, run_id: str) -> None:
-        self._federation, self._run_id = federation, run_id
+        self._federation, self._run_id, self._base = federation, run_id, parts.base
         self._transport = parts.transport
         self._scheduler, self._aggregator = parts.scheduler, parts.aggregator
         self._clock, self._evaluate = parts.clock, parts.evaluate
         self._listen, self._save, self._sent = parts.listen, parts.save, parts.sent
+        self._sealing = parts.sealing
+        self._masking = (
+            Masking(federation, parts.endpoints, parts.aggregator, run_id)
+            if isinstance(parts.aggregator, SecureFedAvg)
+            else None
+        )
         self._rounds = federation.server_configs.num_global_epochs
         self._patience = federation.server_configs.round_deadline
         self._sites = Sites(
@@ -98,10 +113,8 @@ class Server:
         )
         self._names = [client.client_id for client in federation.clients]
         self._memory = {name: SiteMemory() for name in self._names}
-        self._models: dict[int, Ref] = {}
+        self._objects = Objects(parts.transport, parts.clock, parts.listen, self._patience)
         self._waiting: list[Answer] = []
-        self._used: list[Ref] = []
-        self._left: Sequence[Ref] = ()
         self._retries: dict[tuple[str, int], _Retry] = {}
         self._stopping = False
 
@@ -115,7 +128,7 @@ class Server:
         """Train.
 
         Args:
-            start: The initial global model, or what an earlier run left.
+            start: What travels of the initial global model, or what an earlier run left.
             recovered: Tasks that an earlier process sent and whose answers may still come.
             left: Models that it put and could not evict: those tasks may need them to the end.
 
@@ -128,8 +141,9 @@ class Server:
             FederationError: The server's own transport or disk failed.
         """
         self._restore(start)
-        self._left = left
-        for task in recovered:
+        self._objects.keep(left)
+        # What is still out of an earlier process's secure sum, nobody can take the masks off.
+        for task in recovered if self._masking is None else ():
             if self._scheduler.keeps_late or task.version == start.version:
                 self._sites.adopt(task)
         snapshot, this = start, Round(start, self._clock)
@@ -167,56 +181,72 @@ class Server:
 
     def _assign(self, this: Round) -> None:
         """Send idle sites the tasks that the scheduler has for them."""
-        assignments = self._scheduler.assign(self._view(this))
+        assignments = self._masked(this, self._scheduler.assign(self._view(this)))
         if not assignments:
             return
-        model = self._model(this)
+        ahead = [assignment.client_id for assignment in assignments if assignment.enters]
+        trained = [assignment for assignment in assignments if not assignment.enters]
         with this.phase("submit"):
-            for assignment in assignments:
-                self._send(this, assignment, model)
+            for name in ahead:
+                self._sites.enter(name, self._job(name, "enter"))
+        if trained:
+            model = self._model(this)
+            with this.phase("submit"):
+                for assignment in trained:
+                    self._send(this, assignment, model)
         if not this.started:
             this.started = True
             self._listen(RoundStarted(this.number, [a.client_id for a in assignments]))
 
+    def _masked(self, this: Round, assignments: list[Assignment]) -> list[Assignment]:
+        """Those whose updates may be in the sum; sites agree on its masks before the first."""
+        if self._masking is None or not assignments:
+            return assignments
+        if not this.started:
+            names = [assignment.client_id for assignment in assignments]
+            with this.phase("agree"):
+                failed = self._masking.begin(this.number, names)
+            for name, error in failed.items():
+                self._fail(this, name, error)
+            for name in self._names:
+                if self._masking.terms(name) is None:
+                    late = "it was not there when the round's sites agreed on masks"
+                    self._sites.sit_out(name, str(failed.get(name, late)))
+            this.opened = self._clock.now()
+        return [a for a in assignments if self._masking.terms(a.client_id) is not None]
+
     def _model(self, this: Round) -> Ref:
-        """The round's model, put once for all who need it."""
-        if this.version not in self._models:
+        """The round's model, put once for all who need it, and again if that was lost."""
+        missed = [site.missed for _, site in self._sites if site.missed is not None]
+        model = self._objects.model(this.version, max(missed, default=None))
+        if model is None:
             with this.phase("broadcast"):
-                encoded = pieces(self._layout(this))
-                self._models[this.version] = self._insist(lambda: self._transport.put(*encoded))
-        return self._models[this.version]
+                encoded: Sequence[Data] = pieces(self._layout(this))
+                if self._sealing is not None:
+                    encoded = list(self._sealing.seal_model(encoded))
+                model = self._objects.put_model(this.version, encoded)
+        return model
 
     def _layout(self, this: Round) -> Tensors:
-        """What is sent, and what an update looks like: the model, and the aggregator's own."""
+        """What is sent, and what an update in clear is like: the model, the aggregator's own."""
         return {**this.weights, **self._aggregator.extra(this.weights)}
 
-    def _insist(self, put: Callable[[], Put]) -> Put:
-        """Try again while the server's own way is down, up to the round's deadline."""
-        give_up = self._clock.now() + self._patience
-        pause = 1.0
-        while True:
-            try:
-                return put()
-            except UnreachableError as error:
-                if self._clock.now() + pause > give_up:
-                    raise
-                self._listen(Warned(f"waiting for the server's way for models: {error}"))
-                self._pause(pause)
-                pause = min(2 * pause, 30.0)
+    def _expected(self, this: Round) -> Tensors:
+        """What an update looks like."""
+        if isinstance(self._aggregator, SecureFedAvg):
+            return self._aggregator.masked(this.weights)
+        return self._layout(this)
 
-    def _pause(self, seconds: float) -> None:
-        """Wait, whatever happens at the sites."""
-        until = self._clock.now() + seconds
-        while (left := until - self._clock.now()) > 0:
-            self._clock.wait(left)
-        self._clock.wake()  # what happened meanwhile is looked at next
+    def _job(self, name: str, what: object) -> str:
+        """A name unlike any other task's, of a process too that was killed and whose tasks live."""
+        return f"{self._run_id}.{name}.{what}.{uuid4().hex[:12]}"
 
     def _send(self, this: Round, assignment: Assignment, model: Ref) -> None:
         """Send one site its task."""
         name = assignment.client_id
         turn = self._sites.turn(name, this.version)
-        # Unlike any other task's, of a process too that was killed and whose tasks live on.
-        job = f"{self._run_id}.{name}.{turn}.{uuid4().hex[:12]}"
+        job = self._job(name, turn)
+        most = _most_bytes(max(model.size, largest_encoding(self._expected(this))))
         request = train_request(
             self._federation,
             self._sites[name].client,
@@ -224,11 +254,15 @@ class Server:
             turn=turn,
             job=job,
             run_id=self._run_id,
+            base=self._base,
+            evaluate=is_due(self._federation, this.version),
             update=self._aggregator.wants,
             steps=assignment.steps,
             learning_rate_scale=assignment.learning_rate_scale,
             control_version=self._memory[name].accepted,
-            upload=self._insist(lambda: self._transport.grant(_most_bytes(model.size))),
+            upload=self._objects.insist(lambda: self._transport.grant(most)),
+            sealing=self._sealing.for_sites() if self._sealing is not None else None,
+            masking=self._masking.terms(name) if self._masking is not None else None,
         )
         task = self._sites.send(name, this.version, job, request)
         this.bytes_down += model.size
@@ -244,10 +278,10 @@ class Server:
             answer = read_answer(task, outcome, self._clock.now())
         except FederationError as error:
             self._reject(this, task.client_id, error)
-            self._discard(outcome)
+            self._objects.discard(outcome)
             return
         if arrival.repeated:
-            self._used.append(answer.update)
+            self._objects.done_with(answer.update)
         else:
             self._memory[task.client_id].num_samples = answer.num_samples
             self._scheduler.observe(answer)
@@ -261,16 +295,20 @@ class Server:
         memory = self._memory[answer.client_id]
         try:
             with this.phase("collect"):
-                update = self._fetch(this, answer.update)
+                update = self._fetch(this, answer)
                 size = self._require_norm(this, update)
-            with this.phase("aggregate"):
-                self._add(update, self._contribution(this, answer))
         except (UnreachableError, GoneError) as error:
             self._ask_again(this, answer, error)
             return False
         except FederationError as error:
-            self._done_with(answer)
-            self._reject(this, answer.client_id, error)
+            self._refuse(this, answer, error)
+            return False
+        try:
+            with this.phase("aggregate"):
+                self._aggregator.add(update, self._contribution(this, answer))
+        except ValueError as error:
+            reason = FederationError(f"its update cannot be weighed: {error}")
+            self._refuse(this, answer, reason)
             return False
         self._done_with(answer)
         memory.accepted, memory.norm, memory.rejected = answer.turn, size, 0
@@ -278,17 +316,33 @@ class Server:
         self._listen(this.received(answer))
         return True
 
-    def _fetch(self, this: Round, ref: Ref) -> Tensors:
+    def _fetch(self, this: Round, answer: Answer) -> Tensors:
         """An update, once it is known that there is room for it, and that it is one."""
-        layout = self._layout(this)
+        layout, ref = self._expected(this), answer.update
         if ref.size > (most := _most_bytes(largest_encoding(layout))):
             raise TransportError(f"its update claims {ref.size} bytes, {most} are the most")
-        if self._is_model(ref):
+        if self._objects.is_model(ref):
             raise TransportError("its update is the model that it was sent")
         compressor = self._federation.client_configs.comm_configs.compressor_configs
-        update = decompress(decode(self._transport.get(ref)), layout, compressor)
+        update = decompress(decode(self._opened(this, answer)), layout, compressor)
         require_same_layout(layout, update)
         return update
+
+    def _opened(self, this: Round, answer: Answer) -> Data:
+        """An update's bytes, which are its own site's and of this training where it is sealed."""
+        data = self._transport.get(answer.update, self._fetch_seconds(this, answer.update))
+        if self._sealing is None:
+            return data
+        training = training_name(self._run_id, answer.client_id, answer.turn)
+        try:
+            return self._sealing.open_update(data, training)
+        except SealError as error:
+            raise SealError(f"its update does not open: {error}") from error
+
+    def _fetch_seconds(self, this: Round, ref: Ref) -> float:
+        """How long an update may take: no longer than its round, but what any needs."""
+        left = this.opened + self._patience - self._clock.now()
+        return max(left, LEAST_FETCH_SECONDS + ref.size / LEAST_BYTES_PER_SECOND)
 
     def _require_norm(self, this: Round, update: Tensors) -> float | None:
         """Refuse an update that is too large; its norm, where any is asked for."""
@@ -299,6 +353,11 @@ class Server:
         last = [memory.norm for memory in self._memory.values() if memory.norm is not None]
         require_norm(found, factor, this.model_norm, last)
         return found
+
+    def _refuse(self, this: Round, answer: Answer, error: FederationError) -> None:
+        """An update is not believed."""
+        self._done_with(answer)
+        self._reject(this, answer.client_id, error)
 
     def _reject(self, this: Round, name: str, error: FederationError) -> None:
         """A site's answer is not believed: it is named and counted, and not borne for ever."""
@@ -312,12 +371,6 @@ class Server:
     def _suspend(self, name: str, reason: str) -> None:
         self._sites.suspend(name, reason)
         self._listen(Warned(f"{name} is suspended for the rest of the run: {reason}"))
-
-    def _add(self, update: Tensors, contribution: Contribution) -> None:
-        try:
-            self._aggregator.add(update, contribution)
-        except ValueError as error:
-            raise FederationError(f"its update cannot be weighed: {error}") from error
 
     def _ask_again(self, this: Round, answer: Answer, error: TransportError) -> None:
         """An update did not come: ask for it later, or in the end have its site train again."""
@@ -333,7 +386,7 @@ class Server:
         """An answer is used, or of no use: its update is evicted after the next step."""
         self._waiting.remove(answer)
         self._retries.pop(_key(answer), None)
-        self._used.append(answer.update)
+        self._objects.done_with(answer.update)
 
     def _contribution(self, this: Round, answer: Answer) -> Contribution:
         known = [memory.num_samples for memory in self._memory.values() if memory.num_samples]
@@ -348,12 +401,15 @@ class Server:
 
     def _step(self, this: Round) -> tuple[Snapshot, Round]:
         """Take the step, keep its result, and only then forget what it was made of."""
+        self._unmask(this)
         with this.phase("aggregate"):
             weights = self._aggregate(this)
         with this.phase("evaluate"):
             evaluation = self._evaluate(weights) if self._evaluate else None
         if not self._scheduler.keeps_late:
             self._name_the_missing(this)
+        for found in of_answers(this.folded, this.number):
+            self._listen(found)
         self._listen(this.ended(evaluation, self._aggregator.report()))
         snapshot = self._snapshot(this.number, weights)
         following = Round(snapshot, self._clock)
@@ -361,8 +417,19 @@ class Server:
             self._save(snapshot)
         self._sites.stepped(late=not self._scheduler.keeps_late)
         with following.phase("evict"):
-            self._evict_used()
+            tasks = [site.task for _, site in self._sites]
+            self._objects.evict_used({task.version for task in tasks if task is not None})
         return snapshot, following
+
+    def _unmask(self, this: Round) -> None:
+        """Take the masks off the sum, where there are any."""
+        if self._masking is None:
+            return
+        try:
+            with this.phase("unmask"):
+                self._masking.unmask([answer.client_id for answer in this.folded])
+        except SecureSumError as error:
+            raise RoundError(f"round {this.number} cannot be unmasked: {error}") from error
 
     def _aggregate(self, this: Round) -> Tensors:
         try:
@@ -385,10 +452,14 @@ class Server:
         now = self._clock.now()
         resting = [a for a in self._waiting if now < self._retries.get(_key(a), _Retry()).when]
         waited_for = {answer.client_id for answer in resting}
-        idle, busy, pending = [], {}, [*waited_for]
-        offline, failed = {}, {}
+        idle, busy, entering, pending = [], {}, [], [*waited_for]
+        entered, offline, failed = {}, {}, {}
         for name, site in self._sites:  # once, for all: this is done for every arrival
-            if site.task is not None:
+            if site.waited is not None:
+                entered[name] = site.waited
+            if site.task is not None and site.task.enters:
+                entering.append(name)
+            elif site.task is not None:
                 busy[name] = site.version
             elif site.idle:
                 if name not in waited_for:
@@ -402,10 +473,12 @@ class Server:
         return View(
             now=now,
             version=this.version,
-            began=this.began,
+            began=this.opened,
             clients=self._names,
             idle=idle,
+            entered=entered,
             busy=busy,
+            entering=entering,
             pending=pending,
             offline=offline,
             waiting=[answer for answer in self._waiting if answer not in resting],
@@ -444,43 +517,10 @@ class Server:
         """The run is over: evict all that it put or was sent."""
         for arrival in self._sites.wait(self._clock.now()):
             if not isinstance(arrival.outcome, FederationError):
-                self._discard(arrival.outcome)
+                self._objects.discard(arrival.outcome)
         for answer in list(self._waiting):
             self._done_with(answer)
-        self._used += [*self._models.values(), *self._left]
-        self._models = {}
-        self._evict_used()
-
-    def _evict_used(self) -> None:
-        """Evict updates that are in a kept step, and models that no site has a task with."""
-        needed = {site.task.version for _, site in self._sites if site.task is not None}
-        for version in [version for version in self._models if version not in needed]:
-            self._used.append(self._models.pop(version))
-        for ref in self._used:
-            self._evict(ref)
-        self._used = []
-
-    def _evict(self, ref: Ref) -> None:
-        """Evict; an object that cannot be evicted is worth a line, not the run.
-
-        A site may name any object as its update: a model that others still fetch stays.
-        """
-        if self._is_model(ref):
-            return
-        try:
-            self._transport.evict(ref)
-        except FederationError as error:
-            self._listen(Warned(f"a model was not evicted: {error}"))
-
-    def _is_model(self, ref: Ref) -> bool:
-        return any(ref.key == model.key for model in self._models.values())
-
-    def _discard(self, result: JSONObject) -> None:
-        """Evict the update of an answer that is of no use."""
-        try:
-            self._evict(Ref.from_json(result.get("update")))
-        except TransportError:
-            return  # it names none
+        self._objects.evict_all()
 
 
 @dataclass

@@ -6,36 +6,14 @@ catches what no honest training does.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-import torch
-
 from fl.errors import FederationError
-from fl.tensors import Tensors
 
 
 class NormError(FederationError):
     """An update is too large to be believed."""
-
-
-def norm(tensors: Tensors) -> float:
-    """Euclid's norm over all floating-point tensors together.
-
-    Args:
-        tensors: Named tensors; counters and other integers are left aside.
-
-    Returns:
-        The norm; infinity where it overflows.
-    """
-    return math.hypot(*(_norm(t) for t in tensors.values() if t.is_floating_point()))
-
-
-def _norm(tensor: torch.Tensor) -> float:
-    """In float32 at least; in a wider type than its own, torch would copy the tensor first."""
-    own = tensor.dtype in (torch.float32, torch.float64)
-    return float(torch.linalg.vector_norm(tensor, dtype=None if own else torch.float32))
 
 
 def require_norm(found: float, factor: float, model: float, last: Iterable[float]) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fl.config import Arguments, ConfigError, Section, explain
+from fl.config import Arguments, ConfigError, Section
+from fl.config_files import explain
 
 
 def build(
@@ -41,7 +42,11 @@ def build(
         ConfigError: The name is unknown or somebody else's too, its class cannot be loaded, a
             setting is unknown or out of range, or the settings do not fit the context.
     """
-    kind = _class(f"{file}: server_configs.{key}", name, ours, group)
+    where = f"{file}: server_configs.{key}"
+    kind = find(where, name, ours, group)
+    settings = getattr(kind, "Settings", None)
+    if not (isinstance(settings, type) and issubclass(settings, Section)):
+        raise ConfigError(f"{where}: {name} is no class that has Settings")
     place = "server_configs", f"{key}_kwargs"
     try:
         # Through JSON, as all of the file: strict mode takes fewer types from Python.
@@ -54,8 +59,21 @@ def build(
         raise ConfigError(f"{file}: {'.'.join(place)}: {error}") from error
 
 
-def _class(where: str, name: str, ours: Mapping[str, type[Any]], group: str) -> type[Any]:
-    """The one class of a name."""
+def find(where: str, name: str, ours: Mapping[str, type[Any]], group: str) -> type[Any]:
+    """The one class of a name.
+
+    Args:
+        where: The file and the key that it stands under, for messages.
+        name: What stands there.
+        ours: Classes of this package by their names.
+        group: The entry-point group of other packages' classes.
+
+    Returns:
+        The class.
+
+    Raises:
+        ConfigError: The name is unknown or somebody else's too, or its class cannot be loaded.
+    """
     others = list(entry_points(group=group))
     claims = [point for point in others if point.name == name]
     owners = ["fl"] * (name in ours) + [_owner(point) for point in claims]
@@ -79,11 +97,8 @@ def _load(point: EntryPoint, where: str) -> type[Any]:
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"{named} cannot be loaded ({reason})") from error
-    settings = getattr(kind, "Settings", None)
-    if not (
-        isinstance(kind, type) and isinstance(settings, type) and issubclass(settings, Section)
-    ):
-        raise ConfigError(f"{named} is no class that has Settings")
+    if not isinstance(kind, type):
+        raise ConfigError(f"{named} is no class")
     return kind
 
 

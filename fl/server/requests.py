@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from fl.config import Client, Federation
+from fl.server.sources import sources
 from fl.transport import Ref
 
 
@@ -16,11 +17,15 @@ def train_request(
     turn: int,
     job: str,
     run_id: str,
+    base: str | None = None,
+    evaluate: bool = False,
     update: Literal["difference", "model"] = "difference",
     steps: int | None = None,
     learning_rate_scale: float = 1.0,
     control_version: int | None = None,
     upload: dict[str, Any] | None = None,
+    sealing: dict[str, str] | None = None,
+    masking: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A request for local training.
 
@@ -31,15 +36,21 @@ def train_request(
         turn: Which of the client's trainings this is, from 1: its draws follow from it.
         job: The server's name for the task.
         run_id: The run's name.
+        base: SHA-256 of the model's frozen parameters, which the client has, or None.
+        evaluate: Whether the client evaluates the model before training, whatever its own settings.
         update: Whether to send back what training added, or the model.
         steps: Minibatch steps instead of what the client's `train_configs` say, or None.
         learning_rate_scale: Factor of the client's learning rate.
         control_version: The turn of the client's last update that was used, or None.
         upload: The server's grant to put the update, or None.
+        sealing: The keys of `fl.sealing.ServerKeys.for_sites`, or None.
+        masking: What `fl.server.masking.Masking.terms` says, or None.
 
     Returns:
         JSON types only.
     """
+    experiment = _experiment(federation, client)
+    experiment["train_configs"]["do_pre_validation"] |= evaluate
     compressor = federation.client_configs.comm_configs.compressor_configs
     return {
         "operation": "train",
@@ -48,14 +59,54 @@ def train_request(
         "run_id": run_id,
         "client_id": client.client_id,
         "model": model.to_json(),
+        "base": base,
         "update": update,
         "steps": steps,
         "learning_rate_scale": learning_rate_scale,
         "control_version": control_version,
-        **_experiment(federation, client),
+        **experiment,
         "compressor_configs": compressor.model_dump(mode="json"),
         "proxystore_configs": client.comm_configs.proxystore_configs.model_dump(mode="json"),
         "upload": upload,
+        "sealing": sealing,
+        "masking": masking,
+    }
+
+
+def evaluate_request(
+    federation: Federation,
+    client: Client,
+    model: Ref,
+    *,
+    job: str,
+    base: str | None = None,
+    upload: dict[str, Any] | None = None,
+    sealing: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """A request to evaluate a model on the client's validation set.
+
+    Args:
+        federation: The configuration.
+        client: Who shall.
+        model: Where the global model is.
+        job: The server's name for the task.
+        base: As for `train_request`.
+        upload: As for `train_request`: by the same way the model is fetched.
+        sealing: As for `train_request`.
+
+    Returns:
+        JSON types only.
+    """
+    return {
+        "operation": "evaluate",
+        "client_id": client.client_id,
+        "model": model.to_json(),
+        "base": base,
+        "job": job,
+        **_experiment(federation, client),
+        "proxystore_configs": client.comm_configs.proxystore_configs.model_dump(mode="json"),
+        "upload": upload,
+        "sealing": sealing,
     }
 
 
@@ -89,7 +140,10 @@ def rehearse_request(
     model: Ref,
     *,
     until: float,
+    base: str | None = None,
     upload: dict[str, Any] | None = None,
+    sealing: dict[str, str] | None = None,
+    threshold: int | None = None,
 ) -> dict[str, Any]:
     """A request to prove that a site can do its part in a run.
 
@@ -98,22 +152,46 @@ def rehearse_request(
         client: Who shall prove it.
         model: What would be sent in a round.
         until: As for `check_request`.
+        base: As for `train_request`.
         upload: As for `check_request`.
+        sealing: As for `train_request`.
+        threshold: Sites that updates would be summed of, unseen, or None.
 
     Returns:
         JSON types only.
     """
-    request = check_request(client, model, until=until, upload=upload)
-    return {**request, "operation": "rehearse", **_experiment(federation, client)}
+    return {
+        **check_request(client, model, until=until, upload=upload),
+        "operation": "rehearse",
+        "base": base,
+        **_experiment(federation, client),
+        "sealing": sealing,
+        "threshold": threshold,
+    }
 
 
 def _experiment(federation: Federation, client: Client) -> dict[str, Any]:
     """How a client trains what, and on what."""
+    ships = federation.server_configs.ship_source
     return {
         "train_configs": federation.train_configs(client).model_dump(mode="json"),
         "model_configs": federation.client_configs.model_configs.model_dump(mode="json"),
         "data_configs": client.data_configs.model_dump(mode="json"),
+        **({"sources": sources(federation, client)} if ships else {}),
     }
+
+
+def enter_request(client: Client, job: str) -> dict[str, Any]:
+    """A request that asks nothing: its answer says that a worker is there.
+
+    Args:
+        client: Whose site.
+        job: The server's name for the task.
+
+    Returns:
+        JSON types only.
+    """
+    return {"operation": "enter", "client_id": client.client_id, "job": job}
 
 
 def progress_request(client: Client, job: str) -> dict[str, Any]:

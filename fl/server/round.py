@@ -10,8 +10,8 @@ from fl.client.trainer import Evaluation
 from fl.server.checkpoint import Snapshot
 from fl.server.clock import Clock
 from fl.server.events import ClientFailed, RoundEnded, UpdateReceived
-from fl.server.norms import norm
 from fl.server.schedulers import Answer
+from fl.tensors import norm
 
 
 class Round:
@@ -30,6 +30,7 @@ class Round:
         failures: Who gave nothing, and why.
         bytes_down: Sizes of the models that were sent.
         began: When it began.
+        opened: When its deadline began to run: later, where sites had to agree on masks before.
     """
 
     def __init__(self, snapshot: Snapshot, clock: Clock) -> None:
@@ -39,7 +40,7 @@ class Round:
         self.folded: list[Answer] = []
         self.failures: list[ClientFailed] = []
         self.bytes_down = 0
-        self.began = clock.now()
+        self.began = self.opened = clock.now()
         self._clock = clock
         self._updates: list[UpdateReceived] = []
         self._seconds: dict[str, float] = {}

@@ -15,6 +15,10 @@ An endpoint counts as offline after two checks in a row that say so. Where it is
 is out for long, another small task looks for the first one's record at the site. If there is none,
 and the answer does not come either, the first one died with its worker. If the engine fails the
 second, the first is as lost: should its answer come after all, it is taken.
+
+A site behind a batch queue can be sent ahead (`Sites.enter`): a task that asks nothing waits in the
+queue, and what the site is to do is sent once that is answered. Nothing that is out of date by then
+has waited with it.
 """
 
 from __future__ import annotations
@@ -32,8 +36,8 @@ from fl.endpoints.base import Endpoints, EngineError, JSONObject, SiteError, ans
 from fl.errors import FederationError
 from fl.server.clock import Clock
 from fl.server.events import Listener, SiteChanged, Warned
-from fl.server.requests import progress_request
-from fl.transport import UnreachableError
+from fl.server.requests import enter_request, progress_request
+from fl.transport import GoneError, UnreachableError
 
 CHECK_SECONDS = 10.0
 """Between two checks of a site."""
@@ -55,9 +59,15 @@ PAUSE_SECONDS = 2.0
 """Before a site that lost its task is asked for another, times its losses: an engine that has just
 failed is still being taken down, and what is sent to it then is lost."""
 
-PASSING = (UnreachableError.__name__, BlockEnded.__name__)
-"""Failures at a site that another try may mend: its way for models was interrupted, or its batch
-job ended before the first step."""
+WAY_ATTEMPTS = 5
+WAY_PAUSE_SECONDS = 10.0
+"""The same where a way for models was interrupted, the pause twice as long each time: 150 s in all.
+Cron looks at an endpoint every minute, and gives one that does not answer half a minute more."""
+
+GONE, UNREACHABLE = GoneError.__name__, UnreachableError.__name__
+PASSING = (UNREACHABLE, GONE, BlockEnded.__name__)
+"""Failures at a site that another try may mend: its way for models was interrupted, the model was
+lost with the server's endpoint, or its batch job ended before the first step."""
 
 
 class State(StrEnum):
@@ -83,6 +93,8 @@ class Task:
         job: The server's name for it; sent again, it gets another.
         sent: When, by the loop's clock.
         future: Its answer to come.
+        waited: Seconds that its site had waited for a worker before; 0 if it was not sent ahead.
+        enters: Whether it only waits for a worker: it is of no version and no turn.
     """
 
     client_id: str
@@ -91,6 +103,8 @@ class Task:
     job: str
     sent: float
     future: Future[JSONObject]
+    waited: float = 0.0
+    enters: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,6 +134,7 @@ class Site:
         turn: Its latest training, from 1; 0 before the first.
         version: The model that it was sent for that.
         answered: Whether that training's update has arrived.
+        waited: Seconds that it waited for the worker which is there for its next task, or None.
         sits_out: Whether it gets no task before the server's next step.
         suspended: Why it gets none in this run any more, or empty.
         offline: Whether it was seen to be offline: a lost site may only have lost its task.
@@ -132,6 +147,7 @@ class Site:
         next_probe: When its task is looked for.
         probe_pause: Seconds until it is looked for again.
         gone_since: When its task's record was found to be gone, or None.
+        missed: When the task was sent that last found its model gone, or None.
     """
 
     client: Client
@@ -141,6 +157,7 @@ class Site:
     turn: int = 0
     version: int = -1
     answered: bool = True
+    waited: float | None = None
     sits_out: bool = False
     suspended: str = ""
     offline: bool = False
@@ -153,6 +170,7 @@ class Site:
     next_probe: float = 0.0
     probe_pause: float = PROBE_SECONDS
     gone_since: float | None = None
+    missed: float | None = None
 
     @property
     def idle(self) -> bool:
@@ -225,11 +243,24 @@ class Sites:
         Returns:
             The task.
         """
-        turn = self.turn(client_id, version)
-        future = self._submit(self._sites[client_id], request)
-        task = Task(client_id, version, turn, job, self._clock.now(), future)
+        site, turn = self._sites[client_id], self.turn(client_id, version)
+        future = self._submit(site, request)
+        waited, site.waited = site.waited or 0.0, None
+        task = Task(client_id, version, turn, job, self._clock.now(), future, waited)
         self.adopt(task)
         return task
+
+    def enter(self, client_id: str, job: str) -> None:
+        """Have a site wait in its batch queue; it is idle again once a worker is there.
+
+        Args:
+            client_id: An idle site.
+            job: A name that no other task has.
+        """
+        site = self._sites[client_id]
+        future = self._submit(site, enter_request(site.client, job))
+        now = self._clock.now()
+        self._await(site, Task(client_id, -1, site.turn, job, now, future, enters=True))
 
     def adopt(self, task: Task) -> None:
         """Wait for a task that is at its site.
@@ -238,9 +269,13 @@ class Sites:
             task: The task of an idle site.
         """
         site = self._sites[task.client_id]
+        site.turn, site.version, site.answered = task.turn, task.version, False
+        self._await(site, task)
+
+    def _await(self, site: Site, task: Task) -> None:
+        """Look after a task until it ends."""
         site.task, site.gone_since, site.probe = task, None, None
         site.misses = 0
-        site.turn, site.version, site.answered = task.turn, task.version, False
         site.next_check = task.sent + self._check_seconds
         pause = DOUBT_SECONDS if site.losses else PROBE_SECONDS
         site.probe_pause = max(pause, 2 * (site.last_seconds or 0.0))
@@ -311,7 +346,9 @@ class Sites:
             late: Whether what is still out is late by that.
         """
         for _, site in self:
-            site.losses, site.sits_out = 0, bool(site.suspended)
+            # A way that all that patience did not bring back is tried once a round from then on.
+            site.losses = WAY_ATTEMPTS - 1 if site.losses >= WAY_ATTEMPTS else 0
+            site.sits_out = bool(site.suspended)
             if late and site.task is not None:
                 self._turn(site, State.LATE)
 
@@ -343,8 +380,12 @@ class Sites:
             return None if given_up else self._failed(site, task, error)
         if not given_up:
             site.task, site.misses = None, 0
-            site.last_seconds = self._clock.now() - task.sent
             self._turn(site, State.READY)
+        if task.enters:
+            site.waited = site.waited if given_up else self._clock.now() - task.sent
+            return None
+        if not given_up:
+            site.last_seconds = self._clock.now() - task.sent
         repeated = task.turn != site.turn or site.answered
         site.answered = True
         return Arrival(task, result, repeated)
@@ -355,14 +396,17 @@ class Sites:
             site.task, site.sits_out = None, True
             self._turn(site, State.READY, str(error))
             return Arrival(task, error)
+        if isinstance(error, SiteError) and error.kind == GONE:
+            site.missed = task.sent
         return self._lose(site, task, error)
 
     def _lose(self, site: Site, task: Task, error: FederationError) -> Arrival | None:
         """A site's task is gone; it is sent again once a check finds the site online."""
         site.task = None
         site.losses += 1
-        site.next_check = self._clock.now() + PAUSE_SECONDS * site.losses
-        if site.losses >= ATTEMPTS:
+        attempts, pause = _patience_after(error, site.losses)
+        site.next_check = self._clock.now() + pause
+        if site.losses >= attempts:
             site.sits_out = True
             self._turn(site, State.READY, str(error))
             return Arrival(task, error)
@@ -467,6 +511,14 @@ class Sites:
         if site.state is not state:
             site.state = state
             self._listen(SiteChanged(site.client.client_id, state.value, reason))
+
+
+def _patience_after(error: FederationError, losses: int) -> tuple[int, float]:
+    """How many losses are borne, and the seconds until a site is asked again."""
+    kind = error.kind if isinstance(error, SiteError) else type(error).__name__
+    if kind == UNREACHABLE:
+        return WAY_ATTEMPTS, WAY_PAUSE_SECONDS * 2.0 ** (losses - 1)
+    return ATTEMPTS, PAUSE_SECONDS * losses
 
 
 def require_clients(

@@ -3,17 +3,17 @@
 A new way is one new file beside these, and its line in `open_transport`.
 """
 
-from fl.transport.base import GoneError, Ref, Transport, TransportError, UnreachableError
-from fl.transport.s3 import SignedS3
-from fl.transport.ways import open_server_transport, open_transport
+from fl.transport.base import WAYS, GoneError, Ref, Transport, TransportError, UnreachableError
+from fl.transport.ways import open_granted, open_server_transport, open_transport
 
 __all__ = [
+    "WAYS",
     "GoneError",
     "Ref",
-    "SignedS3",
     "Transport",
     "TransportError",
     "UnreachableError",
+    "open_granted",
     "open_server_transport",
     "open_transport",
 ]

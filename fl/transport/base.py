@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from blake3 import blake3
 
 from fl.errors import FederationError
 from fl.tensors import Data, digest, size
@@ -25,6 +26,15 @@ class GoneError(TransportError):
     """The bytes are not where they were put: no try will mend that."""
 
 
+WAYS = {
+    "inline": "inside the request",
+    "proxystore": "by ProxyStore",
+    "file": "through a folder",
+    "s3": "through a bucket",
+    "hub": "through the hub",
+}
+"""Transports by their names, as people read them."""
+
 LARGEST_BYTES = 2**40
 """No model is larger: what claims to be is no reference, and deadlines follow from the claim."""
 
@@ -37,13 +47,18 @@ class Ref:
         transport: Name of the way they were put by.
         key: What that way needs to find them again; strings only.
         size: Bytes.
-        sha256: Their digest, in hex.
+        digest: `fl.tensors.digest` of them.
     """
 
     transport: str
     key: Mapping[str, str]
     size: int
-    sha256: str
+    digest: str
+
+    @property
+    def way(self) -> str:
+        """How the bytes travel, for people."""
+        return WAYS.get(self.transport, self.transport)
 
     def to_json(self) -> dict[str, Any]:
         """The reference as JSON types."""
@@ -67,10 +82,10 @@ class Ref:
                 "transport": str(transport),
                 "key": dict(key),
                 "size": int(size),
-                "sha256": str(sha256),
+                "digest": str(digest),
             } if 0 <= size <= LARGEST_BYTES and all(map(_is_plain, [transport, *key.values()])):
-                return cls(transport, key, size, sha256)
-        raise TransportError("not a reference to a model: transport, key, size, sha256 expected")
+                return cls(transport, key, size, digest)
+        raise TransportError("not a reference to a model: transport, key, size, digest expected")
 
 
 def _is_plain(part: Any) -> bool:
@@ -94,11 +109,12 @@ class Transport(Protocol):
             TransportError: They could not be put.
         """
 
-    def get(self, ref: Ref) -> Data:
+    def get(self, ref: Ref, seconds: float = math.inf) -> Data:
         """Fetch bytes that the other side put, and check them against their reference.
 
         Args:
             ref: Their reference; no more memory is taken than it says.
+            seconds: How long nothing may come of them, where that is less than the way's own limit.
 
         Returns:
             The bytes, which belong to the caller.
@@ -153,14 +169,14 @@ def receive(ref: Ref, chunks: Iterable[Data]) -> Data:
         TransportError: Size or digest differ.
     """
     # NumPy's memory is of huge pages and not written with zeros first: ten times faster to fill.
-    buffer, sha256, end = np.empty(ref.size, np.uint8).data, hashlib.sha256(), 0
+    buffer, hashed, end = np.empty(ref.size, np.uint8).data, blake3(), 0
     for chunk in chunks:
         begin, end = end, end + len(chunk)
         if end > ref.size:
             raise TransportError(f"model arrived with more than its {ref.size} bytes")
         buffer[begin:end] = chunk
-        sha256.update(chunk)
-    _require(ref, end, sha256.hexdigest())
+        hashed.update(chunk)
+    require(ref, end, hashed.hexdigest())
     return buffer
 
 
@@ -177,12 +193,32 @@ def verified(ref: Ref, data: Data) -> Data:
     Raises:
         TransportError: Size or digest differ.
     """
-    _require(ref, len(data), digest(data))
+    require(ref, len(data), digest(data))
     return data
 
 
-def _require(ref: Ref, received: int, sha256: str) -> None:
+def wrong_way(ref: Ref, way: str) -> TransportError:
+    """What to raise where a reference is not of this side's way.
+
+    Args:
+        ref: The reference.
+        way: This side's.
+    """
+    return TransportError(f"model was sent by {ref.transport}, but this side is set up for {way}")
+
+
+def require(ref: Ref, received: int, found: str) -> None:
+    """Refuse bytes that are not what their reference says.
+
+    Args:
+        ref: The reference.
+        received: How many bytes arrived.
+        found: What they hash to.
+
+    Raises:
+        TransportError: Size or digest differ.
+    """
     if received != ref.size:
         raise TransportError(f"model arrived with {received} bytes instead of {ref.size}")
-    if sha256 != ref.sha256:
+    if found != ref.digest:
         raise TransportError("model arrived damaged: its digest differs from its reference")

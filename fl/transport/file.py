@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import uuid
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fl.tensors import Data
-from fl.transport.base import GoneError, Ref, TransportError, UnreachableError, receive, ref_to
+from fl.transport.base import GoneError, Ref, UnreachableError, receive, ref_to, wrong_way
 
 NAME = re.compile(r"[0-9a-f]{32}")
 BLOCK_BYTES = 1 << 20
@@ -49,8 +50,8 @@ class FileTransport:
             raise _unreachable(partial, error) from error
         return ref_to(self.name, {"file": name}, pieces)
 
-    def get(self, ref: Ref) -> Data:
-        """See `Transport.get`."""
+    def get(self, ref: Ref, seconds: float = math.inf) -> Data:  # noqa: ARG002  (the protocol's)
+        """See `Transport.get`; nothing is waited for."""
         path = self._path(ref)
         try:
             with path.open("rb", buffering=0) as file:
@@ -78,9 +79,7 @@ class FileTransport:
         """Where a file is; a reference of somebody else's never leads out of the folder."""
         name = ref.key.get("file", "")
         if ref.transport != self.name or not NAME.fullmatch(name):
-            raise TransportError(
-                f"model was sent by {ref.transport}, but this side is set up for {self.name}"
-            )
+            raise wrong_way(ref, self.name)
         return self._folder / name
 
 

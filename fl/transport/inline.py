@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 
 from fl.tensors import Data, size
-from fl.transport.base import Ref, TransportError, ref_to, verified
+from fl.transport.base import Ref, TransportError, ref_to, verified, wrong_way
 
 # A submit request may hold 10 MB. Base64 takes 4 characters for 3 bytes, the SDK's own packing a
 # few more; what is left is for the rest of the request.
@@ -30,12 +31,10 @@ class InlineTransport:
         key = {"base64": base64.b64encode(b"".join(pieces)).decode()}
         return ref_to(self.name, key, pieces)
 
-    def get(self, ref: Ref) -> Data:
-        """See `Transport.get`."""
+    def get(self, ref: Ref, seconds: float = math.inf) -> Data:  # noqa: ARG002  (the protocol's)
+        """See `Transport.get`; nothing is waited for."""
         if ref.transport != self.name or "base64" not in ref.key:
-            raise TransportError(
-                f"model was sent by {ref.transport}, but this side is set up for {self.name}"
-            )
+            raise wrong_way(ref, self.name)
         try:
             data = base64.b64decode(ref.key["base64"], validate=True)
         except binascii.Error as error:

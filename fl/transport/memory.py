@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from fl.tensors import Data
 from fl.transport.base import GoneError, Ref, ref_to, verified
 
@@ -26,8 +28,8 @@ class MemoryTransport:
         self._objects[key] = b"".join(pieces)
         return ref_to(self.name, {"object": key}, pieces)
 
-    def get(self, ref: Ref) -> Data:
-        """See `Transport.get`."""
+    def get(self, ref: Ref, seconds: float = math.inf) -> Data:  # noqa: ARG002  (the protocol's)
+        """See `Transport.get`; nothing is waited for."""
         key = ref.key.get("object", "")
         if key not in self._objects:
             raise GoneError("the model is no longer in memory: it was evicted")

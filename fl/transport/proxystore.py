@@ -1,22 +1,25 @@
 """Models through ProxyStore endpoints, peer to peer: https://docs.proxystore.dev/latest/guides/endpoints/.
 
-`EndpointConnector` finds the endpoint of this machine among the federation's; the bytes then go to
-and from its HTTP interface with a session of ours, because the connector's session waits for ever,
-and ProxyStore's own functions hold an object three times and take whatever size comes. Raw bytes
+The endpoint of this machine is found among the federation's as `EndpointConnector` does it, and the
+bytes go to and from its HTTP interface, with requests of ours: the connector's wait for ever, also
+for an endpoint that ProxyStore has ended half and that only listens, and ProxyStore's own functions
+hold an object three times and take whatever size comes. Raw bytes
 are stored, never ProxyStore's serialized objects: its deserializer takes a pickle from anyone.
 """
 
 from __future__ import annotations
 
+import math
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
 import requests
-from proxystore.connectors.endpoint import EndpointConnector, EndpointConnectorError
 from proxystore.endpoint import client
+from proxystore.endpoint.config import EndpointConfig, get_configs
+from proxystore.utils.environment import home_dir
 
 from fl.tensors import Data, size
 from fl.transport.base import (
@@ -26,6 +29,7 @@ from fl.transport.base import (
     UnreachableError,
     receive,
     ref_to,
+    wrong_way,
 )
 
 CONNECT_SECONDS = 10.0
@@ -33,6 +37,8 @@ CONNECT_SECONDS = 10.0
 # measured at 29 MB/s on one host; a tenth of that is taken for dead.
 BASE_SECONDS = 60.0
 BYTES_PER_SECOND = 3e6
+# What is to be evicted is so, once the peer comes to it, whether that is waited for or not.
+EVICT_SECONDS = 10.0
 CHUNK_BYTES = 1 << 20
 TEXT_BYTES = 1 << 16
 """What an endpoint may say that is no model: an error."""
@@ -52,15 +58,8 @@ class ProxystoreTransport:
     name = "proxystore"
 
     def __init__(self, endpoints: Sequence[UUID]) -> None:
-        try:
-            with EndpointConnector(list(endpoints)) as connector:
-                self._address = connector.address
-                self._endpoint_id = str(connector.endpoint_uuid)
-        except (EndpointConnectorError, requests.RequestException, OSError) as error:
-            raise UnreachableError(
-                "no ProxyStore endpoint of this federation answers from here "
-                f"({type(error).__name__}: {_one_line(error)})"
-            ) from error
+        here = _endpoint_here(set(endpoints))
+        self._address, self._endpoint_id = _address(here), here.uuid
         self._known = {str(endpoint) for endpoint in endpoints}
         self._session = _DeadlineSession()
 
@@ -74,10 +73,10 @@ class ProxystoreTransport:
             _require_ok(response)
         return ref_to(self.name, key, pieces)
 
-    def get(self, ref: Ref) -> Data:
+    def get(self, ref: Ref, seconds: float = math.inf) -> Data:
         """See `Transport.get`."""
         self._require_ours(ref)
-        with self._deadline(ref.size, "get"):
+        with self._deadline(ref.size, "get", seconds):
             url = f"{self._address}/get"
             with self._session.get(url, params=_parameters(ref.key), stream=True) as response:
                 if response.status_code == requests.codes.not_found:
@@ -90,7 +89,7 @@ class ProxystoreTransport:
 
     def evict(self, ref: Ref) -> None:
         """See `Transport.evict`."""
-        self._call(client.evict, ref, "evict")
+        self._call(client.evict, ref, "evict", EVICT_SECONDS)
 
     def grant(self, size: int) -> None:
         """See `Transport.grant`: sites have endpoints of their own."""
@@ -103,24 +102,24 @@ class ProxystoreTransport:
         """Close the connection to the endpoint."""
         self._session.close()
 
-    def _call(self, operation: Callable[..., Any], ref: Ref, name: str) -> Any:
+    def _call(
+        self, operation: Callable[..., Any], ref: Ref, name: str, seconds: float = math.inf
+    ) -> Any:
         self._require_ours(ref)
-        with self._deadline(0, name):
+        with self._deadline(0, name, seconds):
             return operation(
                 self._address, ref.key["object_id"], ref.key["endpoint_id"], session=self._session
             )
 
     def _require_ours(self, ref: Ref) -> None:
         if ref.transport != self.name or not {"object_id", "endpoint_id"} <= ref.key.keys():
-            raise TransportError(
-                f"model was sent by {ref.transport}, but this side is set up for {self.name}"
-            )
+            raise wrong_way(ref, self.name)
         if ref.key["endpoint_id"] not in self._known:  # a stranger's word must not lead elsewhere
             raise TransportError("model is at a ProxyStore endpoint that is not of this federation")
 
     @contextmanager
-    def _deadline(self, total: int, name: str) -> Iterator[None]:
-        self._session.seconds = BASE_SECONDS + total / BYTES_PER_SECOND
+    def _deadline(self, total: int, name: str, seconds: float = math.inf) -> Iterator[None]:
+        self._session.seconds = min(BASE_SECONDS + total / BYTES_PER_SECOND, seconds)
         try:
             yield
         except requests.RequestException as error:
@@ -144,6 +143,29 @@ class _DeadlineSession(requests.Session):
         kwargs.setdefault("timeout", (CONNECT_SECONDS, self.seconds))
         kwargs.setdefault("proxies", {"http": ""})  # the endpoint is on this machine or beside it
         return super().request(*args, **kwargs)
+
+
+def _endpoint_here(endpoints: Collection[UUID]) -> EndpointConfig:
+    """The endpoint of this machine: configured in `PROXYSTORE_HOME`, and it answers as itself."""
+    why = f"none is configured in {home_dir()}"
+    for config in get_configs(home_dir()):
+        if UUID(config.uuid) not in endpoints or config.host is None:
+            continue
+        try:
+            # By the environment's proxy, as ProxyStore's own clients go: one that stands between
+            # this machine and its endpoint is to be told at once.
+            limits = (CONNECT_SECONDS, BASE_SECONDS)
+            answer = requests.get(f"{_address(config)}/endpoint", timeout=limits)
+            if answer.ok and answer.json()["uuid"] == config.uuid:
+                return config
+            why = f"what answers at {_address(config)} is another"
+        except (requests.RequestException, KeyError, TypeError) as error:
+            why = f"{type(error).__name__}: {_one_line(error)}"
+    raise UnreachableError(f"no ProxyStore endpoint of this federation answers from here ({why})")
+
+
+def _address(config: EndpointConfig) -> str:
+    return f"http://{config.host}:{config.port}"
 
 
 def _parameters(key: Mapping[str, str]) -> dict[str, str]:

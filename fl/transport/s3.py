@@ -12,43 +12,23 @@ from __future__ import annotations
 import csv
 import math
 import re
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 from xml.sax.saxutils import escape  # nosec B406  (writes, parses nothing)
-
-import numpy as np
-import requests
 
 from fl.config import S3Configs
 from fl.tensors import Data, size
-from fl.transport.base import (
-    GoneError,
-    Ref,
-    TransportError,
-    UnreachableError,
-    ref_to,
-    verified,
-)
+from fl.transport.base import Ref, TransportError, UnreachableError, wrong_way
+from fl.transport.parts import PART_BYTES, TIMEOUT, TRIES, VALID_SECONDS, Parts
 
 NAME = "s3"
 OBJECT = re.compile(r"fl/[0-9a-f]{32}")
-PART_BYTES = 16 << 20
 MOST_PARTS = 256
 """So that a grant stays a small part of a task; S3 itself takes 10,000."""
-THREADS = 4
-TRIES = 4
-PAUSE_SECONDS = 0.5
-"""Before a second try; twice as long each time."""
-TIMEOUT = (10.0, 60.0)
-"""Seconds to connect, and of silence."""
-VALID_SECONDS = 7 * 24 * 3600
-"""The longest that S3 allows: a task may wait in a batch queue for days."""
+REFUSALS = {403: "have the keys changed, or is the URL over a week old?"}
 
 
 class SignedS3:
@@ -62,43 +42,34 @@ class SignedS3:
 
     def __init__(self, grant: Mapping[str, Any]) -> None:
         self._grant = grant
-        self._session = requests.Session()
-        adapter = requests.adapters.HTTPAdapter(pool_maxsize=THREADS)
-        self._session.mount("http://", adapter)
-        self._session.mount("https://", adapter)
+        self._parts = Parts("S3", REFUSALS)
 
     def put(self, *pieces: Data) -> Ref:
         """See `Transport.put`; the object is there once all its parts are."""
         grant = self._grant
-        if size(pieces) > grant["part_bytes"] * len(grant["parts"]):
-            raise TransportError(
-                f"model of {size(pieces)} bytes is larger than what the server has granted "
-                f"({len(grant['parts'])} parts of {grant['part_bytes']} bytes)"
-            )
-        parts = zip(grant["parts"], _parts(pieces, grant["part_bytes"]), strict=False)
-        etags = self._side_by_side(lambda part: self._put_part(*part), parts)
+        answers, digest = self._parts.put(grant["parts"], pieces, grant["part_bytes"])
         body = "".join(
             f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag)}</ETag></Part>"
-            for number, etag in enumerate(etags, 1)
+            for number, etag in enumerate((answer.headers["ETag"] for answer in answers), 1)
         )
         body = f"<CompleteMultipartUpload>{body}</CompleteMultipartUpload>"
-        self._request("POST", grant["complete"], body.encode())
-        return ref_to(self.name, {"object": grant["object"], "url": grant["get"]}, pieces)
+        self._parts.ask("POST", grant["complete"], body.encode())
+        key = {"object": grant["object"], "url": grant["get"]}
+        return Ref(self.name, key, size(pieces), digest)
 
-    def get(self, ref: Ref) -> Data:
+    def get(self, ref: Ref, seconds: float = math.inf) -> Data:
         """See `Transport.get`."""
         if ref.transport != self.name or "url" not in ref.key:
-            raise TransportError(
-                f"model was sent by {ref.transport}, but this side is set up for {self.name}"
-            )
-        return self.read(ref, ref.key["url"])
+            raise wrong_way(ref, self.name)
+        return self.read(ref, ref.key["url"], seconds)
 
-    def read(self, ref: Ref, url: str) -> Data:
+    def read(self, ref: Ref, url: str, seconds: float = math.inf) -> Data:
         """What is at a URL, in ranges.
 
         Args:
             ref: Its reference.
             url: Where it is.
+            seconds: As for `Transport.get`.
 
         Returns:
             The bytes.
@@ -106,61 +77,20 @@ class SignedS3:
         Raises:
             TransportError: They are gone, out of reach, or not what the reference says.
         """
-        buffer = np.empty(ref.size, np.uint8).data
-
-        def fill(begin: int) -> None:
-            end = min(begin + PART_BYTES, ref.size)
-            buffer[begin:end] = self._request("GET", url, span=(begin, end)).content
-
-        self._side_by_side(fill, range(0, ref.size, PART_BYTES))
-        return verified(ref, buffer)
+        places = ((url, begin) for begin in range(0, ref.size, PART_BYTES))
+        return self._parts.read(ref, places, seconds)
 
     def evict(self, ref: Ref) -> None:
         """See `Transport.evict`; of the object that was granted, all others are the server's."""
         if ref.key.get("object") == self._grant["object"]:
-            self._request("DELETE", self._grant["delete"])
+            self._parts.ask("DELETE", self._grant["delete"])
 
     def grant(self, size: int) -> None:
         """See `Transport.grant`: only the server can."""
 
     def close(self) -> None:
         """Close connections."""
-        self._session.close()
-
-    def _put_part(self, url: str, part: bytes) -> str:
-        return self._request("PUT", url, part).headers["ETag"]
-
-    @staticmethod
-    def _side_by_side(do: Callable[[Any], Any], parts: Any) -> list[Any]:
-        """Do something with every part, a few at a time; no more of them are made than that."""
-        results: list[Any] = []
-        with ThreadPoolExecutor(THREADS) as threads:
-            for batch in _batches(parts):
-                results += threads.map(do, batch)
-        return results
-
-    def _request(
-        self, method: str, url: str, data: bytes | None = None, span: tuple[int, int] | None = None
-    ) -> requests.Response:
-        """Ask, and ask again where that may help."""
-        headers = {} if span is None else {"Range": f"bytes={span[0]}-{span[1] - 1}"}
-        fault = ""
-        for attempt in range(TRIES):
-            if attempt:
-                time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
-            try:
-                response = self._session.request(
-                    method, url, data=data, headers=headers, timeout=TIMEOUT
-                )
-            except requests.RequestException as error:
-                fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-                continue
-            fault = _fault(response, span)
-            if not fault:
-                return response
-            if response.status_code in (400, 403, 404, 416):
-                break
-        raise _failure(method, url, fault)
+        self._parts.close()
 
 
 class S3Transport:
@@ -212,11 +142,11 @@ class S3Transport:
         finally:
             site.close()
 
-    def get(self, ref: Ref) -> Data:
+    def get(self, ref: Ref, seconds: float = math.inf) -> Data:
         """See `Transport.get`; a URL in the reference is not used: a site may have written it."""
         site = SignedS3({})
         try:
-            return site.read(ref, self._signed("get_object", Key=self._object(ref)))
+            return site.read(ref, self._signed("get_object", Key=self._object(ref)), seconds)
         finally:
             site.close()
 
@@ -243,6 +173,7 @@ class S3Transport:
         upload = self._call("create_multipart_upload", Key=name)["UploadId"]
         self._uploads[name] = upload
         return {
+            "transport": self.name,
             "object": name,
             "part_bytes": part_bytes,
             "parts": [
@@ -272,9 +203,7 @@ class S3Transport:
         """An object's name: one of ours, whatever a site says."""
         name = ref.key.get("object", "")
         if ref.transport != self.name or not OBJECT.fullmatch(name):
-            raise TransportError(
-                f"model was sent by {ref.transport}, but this side is set up for {self.name}"
-            )
+            raise wrong_way(ref, self.name)
         return name
 
     def _signed(self, operation: str, **parameters: Any) -> str:
@@ -311,48 +240,3 @@ def _keys(configs: S3Configs) -> dict[str, str]:
         raise TransportError(f"{path}: a line region,access_key_id,secret_access_key was expected")
     names = ("region_name", "aws_access_key_id", "aws_secret_access_key")
     return dict(zip(names, rows[-1], strict=True))
-
-
-def _parts(pieces: Sequence[Data], length: int) -> Iterator[bytes]:
-    """All pieces' bytes, in parts of one length but for the last."""
-    part: list[Data] = []
-    room = length
-    for piece in pieces:
-        left = memoryview(piece)
-        while left:
-            part.append(left[:room])
-            room -= len(part[-1])
-            left = left[len(part[-1]) :]
-            if room == 0:
-                yield b"".join(part)
-                part, room = [], length
-    if part or size(pieces) == 0:
-        yield b"".join(part)
-
-
-def _batches(parts: Any) -> Iterator[list[Any]]:
-    parts = iter(parts)
-    while batch := [part for _, part in zip(range(THREADS), parts, strict=False)]:
-        yield batch
-
-
-def _fault(response: requests.Response, span: tuple[int, int] | None) -> str:
-    """What is wrong with an answer; S3 may say 200 before it knows, and name the error inside."""
-    if not response.ok or (span is None and b"<Error>" in response.content[:500]):
-        code = re.search(r"<Code>(\w+)</Code>", response.text[:2000])
-        return f"HTTP status {response.status_code} {code[1] if code else response.reason}"
-    if span is not None and len(response.content) != span[1] - span[0]:
-        return f"{len(response.content)} bytes arrived instead of {span[1] - span[0]}"
-    return ""
-
-
-def _failure(method: str, url: str, fault: str) -> TransportError:
-    """Name what failed; never by its query, which is as good as a key."""
-    place = f"S3 {method} of {urlsplit(url).netloc}{urlsplit(url).path} failed: {fault}"
-    if "status 404" in fault:
-        return GoneError(f"{place}: the model is no longer there")
-    if "status 403" in fault:
-        return TransportError(f"{place}: have the keys changed, or is the URL over a week old?")
-    if "status 4" in fault:
-        return TransportError(place)
-    return UnreachableError(place)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fl.config import ProxystoreConfigs, ServerCommConfigs
-from fl.transport.base import Transport
+from fl.transport.base import Transport, TransportError
 from fl.transport.file import FileTransport
+from fl.transport.hub import HubTransport, SignedHub
 from fl.transport.inline import InlineTransport
 from fl.transport.proxystore import ProxystoreTransport
-from fl.transport.s3 import S3Transport
+from fl.transport.s3 import S3Transport, SignedS3
 
 
 def open_server_transport(configs: ServerCommConfigs) -> Transport:
@@ -19,13 +22,15 @@ def open_server_transport(configs: ServerCommConfigs) -> Transport:
         configs: The server's `comm_configs`.
 
     Returns:
-        S3 where it is enabled, else what `open_transport` gives.
+        S3 or the hub where one is enabled, else what `open_transport` gives.
 
     Raises:
         TransportError: The way cannot be opened from here.
     """
     if configs.s3_configs.enable_s3:
         return S3Transport(configs.s3_configs)
+    if configs.hub_configs.enable_hub:
+        return HubTransport(configs.hub_configs)
     return open_transport(configs.proxystore_configs)
 
 
@@ -47,3 +52,23 @@ def open_transport(configs: ProxystoreConfigs) -> Transport:
     if connector.store_dir is not None:
         return FileTransport(Path(connector.store_dir))
     return ProxystoreTransport(connector.endpoints)
+
+
+def open_granted(grant: Mapping[str, Any]) -> Transport:
+    """The way that the server grants a site.
+
+    Args:
+        grant: What the server's `Transport.grant` gave.
+
+    Returns:
+        That way.
+
+    Raises:
+        TransportError: It is none of this version's, or cannot be used.
+    """
+    way = grant.get("transport")
+    if way == SignedS3.name:
+        return SignedS3(grant)
+    if way == SignedHub.name:
+        return SignedHub(grant)
+    raise TransportError(f"the server grants a way named {str(way)[:40]!r}: of another version?")

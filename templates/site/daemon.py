@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""Keeps one daemon of this site in a state: `daemon ensure|stop|status NAME`.
+"""Keeps one daemon of this site in a state: `daemon ensure|keep|stop|status NAME`.
 
-Idempotent, so that a play, a person or cron can call it. NAME is a definition in ../daemons.
-What runs is known by a record of host, boot, process id and start time; a process id alone is
-never believed, and nothing is signalled that the record or our own mark does not prove ours.
+Idempotent, so that a play, a person or cron can call it, also at the same time. NAME is a
+definition in ../daemons. What runs is known by a record of host, boot, process id and start time; a
+process id alone is never believed, and nothing is signalled that the record or our own mark does
+not prove ours.
 
 Standard library only, for any Python from 3.8 on: it must work when the environment does not.
 """
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import http.client
 import json
@@ -20,16 +22,35 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, TextIO, Tuple
 
 STOP_GRACE_SECONDS = 20
+# A busy endpoint answers nobody while it copies an object of some gigabytes.
+SILENCE_SECONDS = 30
+# ProxyStore takes a peer for dead after 30.
+PEER_SILENCE_SECONDS = 35
+# Of a processor: who sends half a megabyte a second takes more in that time.
+IDLE_SECONDS = 0.5
+# A child that its parent has ended itself is a zombie for a moment.
+ZOMBIE_SECONDS = 2
 KILL_GRACE_SECONDS = 5
+# Longer than a start may take.
+LOCK_SECONDS = 180
 POLL_SECONDS = 0.1
+
+# What the log of a ProxyStore endpoint says of its connections.
+PEER_MET = re.compile(r"received (?:offer|answer) from ([0-9a-f-]{36})")
+PEERS_PARTED = "Closing connection between peers: "
 
 
 class RefusedError(Exception):
     """Something a person can act on; its text is all that is shown."""
+
+
+class BusyError(RefusedError):
+    """Another call is at work on the same daemon."""
 
 
 class Daemon:
@@ -47,15 +68,16 @@ class Daemon:
         self.mark: str = self.definition["mark"]
 
     def ensure(self) -> Dict[str, Any]:
-        """Start it unless it runs with the files as they are now."""
-        record = self._record()
-        if record and _runs(record):
-            if record["fingerprint"] == self._fingerprint():
-                return {"changed": False, "pid": record["pid"]}
-            self.stop()
-        else:
-            self._clear_leftovers(record)
-        return {"changed": True, "pid": self._start()}
+        """Start it unless it serves with the files as they are now."""
+        record = self._serving()
+        if record and record["fingerprint"] == self._fingerprint():
+            return self._kept(record)
+        return self._restarted()
+
+    def keep(self) -> Dict[str, Any]:
+        """Start it unless it serves, whatever its files say: a play may be changing them."""
+        record = self._serving()
+        return self._kept(record) if record else self._restarted()
 
     def stop(self) -> Dict[str, Any]:
         """Stop it and everything it started; nothing else."""
@@ -64,7 +86,7 @@ class Daemon:
         if record and running:
             os.kill(record["pid"], signal.SIGTERM)
             _await(lambda: not _runs(record), STOP_GRACE_SECONDS)
-        swept = self._sweep()
+        swept = self._sweep(record)
         self._clear_leftovers(record)
         return {"changed": running or swept}
 
@@ -80,6 +102,17 @@ class Daemon:
             )
         return {"changed": False, "pid": record["pid"]}
 
+    @contextlib.contextmanager
+    def locked(self, seconds: float) -> Iterator[None]:
+        """Be the only one at work on it; a lock ends with its process, however that ends."""
+        with (self.site / "daemons" / f"{self.name}.lock").open("w") as file:
+            if not _await(lambda: _lock(file), seconds):
+                raise BusyError(
+                    f"another call has been at work on {self.what} for {seconds} s;"
+                    f" see `ps -ef | grep bin/daemon`"
+                )
+            yield
+
     def _record(self) -> Optional[Dict[str, Any]]:
         try:
             record: Dict[str, Any] = json.loads(self.record_file.read_text())
@@ -93,17 +126,87 @@ class Daemon:
             )
         return record
 
+    def _serving(self) -> Optional[Dict[str, Any]]:
+        """Its record, if it runs and is of use."""
+        record = self._record()
+        if not record or not _runs(record):
+            return None
+        if reason := self._useless(record):
+            self._note(f"started again, because {reason}")
+            return None
+        return record
+
+    def _kept(self, record: Dict[str, Any]) -> Dict[str, Any]:
+        return {"changed": self._end_maimed(), "pid": record["pid"]}
+
+    def _restarted(self) -> Dict[str, Any]:
+        self.stop()
+        return {"changed": True, "pid": self._start()}
+
+    def _useless(self, record: Dict[str, Any]) -> str:
+        """Why it is of no use though it runs, or nothing."""
+        begins = record.get("log_begins")
+        for sign in self.definition.get("useless_signs", []) if begins is not None else []:
+            if _count(self.definition["log"], begins, sign["text"]) >= sign["times"]:
+                return str(sign["meaning"])
+        if self._address() and not _await(lambda: self._is_ready(record["pid"]), SILENCE_SECONDS):
+            return f"it has not answered for {SILENCE_SECONDS} s"
+        if self.definition.get("asks_peers") and self._waits_for_the_dead(record):
+            return f"no peer's answer has reached it for {PEER_SILENCE_SECONDS} s"
+        return ""
+
+    def _waits_for_the_dead(self, record: Dict[str, Any]) -> bool:
+        """Whether it hears no peer any more, because one was gone in the middle of an object.
+
+        A ProxyStore endpoint (1.1) hears its peers one after the other, and first sends each what
+        it has asked for, without a limit of time. Only peers with a connection are asked: two
+        endpoints that call each other at the same moment both end.
+        """
+        met, parted = _peers(self.definition["log"], record["log_begins"])
+        address, worked = self._address(), _worked(record["pid"])
+        if not (address and met and parted):
+            return False
+        with ThreadPoolExecutor(len(met)) as pool:
+            if any(pool.map(lambda peer: _peer_answers(address, peer), met)):
+                return False
+        still, _ = _peers(self.definition["log"], record["log_begins"])
+        idle = _worked(record["pid"]) - worked < IDLE_SECONDS
+        return idle and any(still.get(peer) == since for peer, since in met.items())
+
+    def _end_maimed(self) -> bool:
+        """End what has lost a child that it needs: it would hang, and its parent starts another."""
+        name = self.definition.get("vital_child")
+        if not name or _await(lambda: not self._maimed(name), ZOMBIE_SECONDS):
+            return False
+        maimed = self._maimed(name)
+        for pid in maimed:
+            self._note(f"process {pid} is ended: its '{name}' has died")
+            for doomed in [pid, *_descendants(pid)]:
+                _signal(doomed, signal.SIGKILL)  # what hangs hears nothing else
+        return bool(maimed)
+
+    def _maimed(self, child: str) -> List[int]:
+        """Our processes with a dead child of that name, which they have not noticed."""
+        ours = set(_marked(self.mark))
+        return [p.parent for p in _processes() if p.name == child and p.dead and p.parent in ours]
+
+    def _note(self, what: str) -> None:
+        """Leave a line in its log."""
+        with Path(self.definition["log"]).open("a") as log:
+            log.write(f"[{time.strftime('%Y-%m-%d %H:%M:%S')}] daemon keep: {self.what}: {what}\n")
+
     def _clear_leftovers(self, record: Optional[Dict[str, Any]]) -> None:
         """Remove the pid file of a process that our record proves dead."""
         if record:
             self.pid_file.unlink(missing_ok=True)
             self.record_file.unlink(missing_ok=True)
-        self._sweep()
+        self._sweep(record)
 
     def _start(self) -> int:
         self._refuse_taken_port()
         for source, target in self.definition.get("install", {}).items():
             Path(target).parent.mkdir(parents=True, exist_ok=True)
+            Path(target).touch(mode=0o600)  # it may hold the relay's password
             Path(target).write_bytes(Path(source).read_bytes())
         logs = {log: _size(log) for log in [self.definition["log"], *self.definition["other_logs"]]}
         with Path(self.definition["log"]).open("ab") as log:
@@ -117,7 +220,12 @@ class Daemon:
                 env={**os.environ, "FL_DAEMON": self.mark, "SPT_NOENV": "1"},
                 start_new_session=True,
             )
-        self._write_record(process.pid)
+        try:
+            self._write_record(process.pid, logs[self.definition["log"]])
+        except OSError:
+            # Nobody could prove it ours later.
+            self._sweep({"pid": process.pid, "boot": _boot()})
+            raise
         if not _await(
             lambda: process.poll() is not None or self._is_ready(process.pid),
             self.definition["deadline"],
@@ -178,7 +286,7 @@ class Daemon:
             digest.update(Path(file).read_bytes() if Path(file).exists() else b"")
         return digest.hexdigest()
 
-    def _write_record(self, pid: int) -> None:
+    def _write_record(self, pid: int, log_begins: int) -> None:
         record = {
             "host": socket.gethostname(),
             "boot": _boot(),
@@ -186,21 +294,29 @@ class Daemon:
             "start_time": _start_time(pid),
             "uuid": self.definition.get("uuid"),
             "fingerprint": self._fingerprint(),
+            "log_begins": log_begins,
         }
         partial = self.record_file.with_suffix(".partial")
         partial.write_text(json.dumps(record) + "\n")
         partial.replace(self.record_file)
 
-    def _sweep(self) -> bool:
+    def _sweep(self, record: Optional[Dict[str, Any]]) -> bool:
         """End what our daemon started and left behind."""
-        left = list(_marked(self.mark))
+        left = self._left(record)
         for pid in left:
             _signal(pid, signal.SIGTERM)
-        if left and not _await(lambda: not list(_marked(self.mark)), KILL_GRACE_SECONDS):
-            for pid in _marked(self.mark):
+        if left and not _await(lambda: not self._left(record), KILL_GRACE_SECONDS):
+            for pid in self._left(record):
                 _signal(pid, signal.SIGKILL)
-            _await(lambda: not list(_marked(self.mark)), KILL_GRACE_SECONDS)
+            _await(lambda: not self._left(record), KILL_GRACE_SECONDS)
         return bool(left)
+
+    def _left(self, record: Optional[Dict[str, Any]]) -> List[int]:
+        """Who has our mark; or, for nginx writes its title over it, our session and folder."""
+        left = set(_marked(self.mark))
+        if record and record["boot"] == _boot():
+            left.update(_in_session(record["pid"], self.site.resolve()))
+        return sorted(left)
 
     def _explain(self, why: str, logs: Dict[str, int]) -> str:
         """Put what the logs gained since the start into words."""
@@ -221,14 +337,60 @@ def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _start_time(pid: int) -> Optional[int]:
-    """When a process started, in clock ticks since boot; None if it is gone or a zombie."""
+class Process(NamedTuple):
+    """What /proc/PID/stat says; the name is cut off after 15 characters."""
+
+    pid: int
+    name: str
+    dead: bool
+    parent: int
+    session: int
+    start_time: int
+    worked: int
+
+
+def _process(pid: int) -> Optional[Process]:
     try:
-        # The command name, in parentheses, may hold anything; the fields after it may not.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # The name, in parentheses, may hold anything; the fields after it may not.
+        before, _, after = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
     except OSError:
         return None
-    return None if fields[0] == "Z" else int(fields[19])
+    fields = after.split()
+    name, dead = before.partition("(")[2], fields[0] == "Z"
+    worked = int(fields[11]) + int(fields[12])
+    return Process(pid, name, dead, int(fields[1]), int(fields[3]), int(fields[19]), worked)
+
+
+def _processes() -> List[Process]:
+    pids = (int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
+    return [process for process in map(_process, pids) if process]
+
+
+def _descendants(pid: int) -> List[int]:
+    """The processes below one, from the top."""
+    children = [process.pid for process in _processes() if process.parent == pid]
+    return children + [below for child in children for below in _descendants(child)]
+
+
+def _start_time(pid: int) -> Optional[int]:
+    """When a process started, in clock ticks since boot; None if it is gone or a zombie."""
+    process = _process(pid)
+    return None if process is None or process.dead else process.start_time
+
+
+def _worked(pid: int) -> float:
+    """Seconds that a process has had of processors."""
+    process = _process(pid)
+    return process.worked / os.sysconf("SC_CLK_TCK") if process else 0.0
+
+
+def _in_session(leader: int, folder: Path) -> Iterator[int]:
+    """Processes of a session that work in a folder: a number that is used again is not enough."""
+    for process in _processes():
+        with contextlib.suppress(OSError):  # gone, or somebody else's
+            ours = process.session == leader and not process.dead
+            if ours and Path(f"/proc/{process.pid}/cwd").resolve() == folder:
+                yield process.pid
 
 
 def _marked(mark: str) -> Iterator[int]:
@@ -240,6 +402,19 @@ def _marked(mark: str) -> Iterator[int]:
             continue
         if f"FL_DAEMON={mark}".encode() in variables and _start_time(int(folder.name)) is not None:
             yield int(folder.name)
+
+
+def _lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise RefusedError(
+            f"{file.name} cannot be locked ({error.strerror}):"
+            " set fl_site_dir to a folder on a file system with flock"
+        ) from error
+    return True
 
 
 def _signal(pid: int, number: int) -> None:
@@ -258,6 +433,35 @@ def _endpoint_uuid(address: Tuple[str, int]) -> Optional[str]:
         return None
     finally:
         connection.close()
+
+
+def _peer_answers(address: Tuple[str, int], peer: str) -> bool:
+    """Whether a ProxyStore endpoint brings a peer's answer."""
+    connection = http.client.HTTPConnection(*address, timeout=PEER_SILENCE_SECONDS)
+    try:
+        connection.request("GET", f"/exists?key=daemon-keep&endpoint={peer}")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _peers(log: str, offset: int) -> Tuple[Dict[str, int], bool]:
+    """Peers that an endpoint's log says it is connected with, and whether it has lost any.
+
+    Each peer comes with the number of the line that says so: another connection has another.
+    """
+    met: Dict[str, int] = {}
+    parted = False
+    for number, line in enumerate(_lines(log, offset)):
+        if found := PEER_MET.search(line):
+            met[found[1]] = number
+        elif PEERS_PARTED in line:
+            parted = True
+            for peer in line.partition(PEERS_PARTED)[2].split(","):
+                met.pop(peer.strip(), None)
+    return met, parted
 
 
 def _bind_problem(address: Tuple[str, int]) -> Optional[OSError]:
@@ -290,6 +494,18 @@ def _size(file: str) -> int:
     return Path(file).stat().st_size if Path(file).exists() else 0
 
 
+def _lines(file: str, offset: int) -> Iterator[str]:
+    """A log's lines from a place in it; none if it cannot be read."""
+    with contextlib.suppress(OSError), Path(file).open(errors="replace") as log:
+        log.seek(offset)
+        yield from log
+
+
+def _count(file: str, offset: int, text: str) -> int:
+    """How many lines of a log, from a place in it, hold a text."""
+    return sum(text in line for line in _lines(file, offset))
+
+
 def _read_from(file: str, offset: int) -> str:
     try:
         return Path(file).read_bytes()[offset:].decode(errors="replace")
@@ -297,17 +513,41 @@ def _read_from(file: str, offset: int) -> str:
         return ""
 
 
+def act(daemon: Daemon, verb: str) -> Dict[str, Any]:
+    """Do one thing, alone; to look, nobody needs to be alone."""
+    if verb == "status":
+        return daemon.status()
+    try:
+        with daemon.locked(0 if verb == "keep" else LOCK_SECONDS):
+            return CHANGES[verb](daemon)
+    except BusyError:
+        if verb != "keep":
+            raise
+        return {"changed": False}  # whoever is at work on it starts it, or has a reason not to
+
+
+CHANGES = {"ensure": Daemon.ensure, "keep": Daemon.keep, "stop": Daemon.stop}
+
+
 def main(arguments: List[str]) -> int:
     """Do what the command line says; print one JSON line, or one line of what to do."""
-    verbs = {"ensure": Daemon.ensure, "stop": Daemon.stop, "status": Daemon.status}
-    if len(arguments) != 2 or arguments[0] not in verbs:
+    if len(arguments) != 2 or arguments[0] not in (*CHANGES, "status"):
         print(__doc__.splitlines()[0], file=sys.stderr)
         return 2
+    verb, name = arguments
     site = Path(__file__).absolute().parent.parent
     try:
-        print(json.dumps(verbs[arguments[0]](Daemon(site, arguments[1]))))
+        print(json.dumps(act(Daemon(site, name), verb)))
     except RefusedError as refused:
         print(refused, file=sys.stderr)
+        return 1
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "make room there" if full else "see that it is yours to write"
+        print(
+            f"{error.filename or site}: {error.strerror}; {remedy}, then run again",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

@@ -22,6 +22,20 @@ def proxystore(file: Path) -> None:
         load(EndpointConfig, stream)
 
 
+def relay(file: Path) -> None:
+    """A relay's configuration, and that its certificate and key fit each other."""
+    import ssl
+
+    from proxystore.p2p.relay.config import RelayServingConfig
+
+    config = RelayServingConfig.from_toml(file)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(str(config.certfile), config.keyfile)
+    except OSError as error:
+        raise ValueError(f"{config.certfile} with {config.keyfile}: {error}") from error
+
+
 def compute_config(file: Path) -> None:
     """A Globus Compute endpoint's config.yaml: the manager's own part, without an engine."""
     from globus_compute_endpoint.endpoint.config import CoreEndpointConfig
@@ -73,13 +87,14 @@ def compute_environment(file: Path) -> None:
 def policy(file: Path) -> None:
     """A site's policy, as its tasks read it."""
     from fl.client.policy import Policy
-    from fl.config import load_section
+    from fl.config_files import load_section
 
     load_section(file, Policy)
 
 
 KINDS: Dict[str, Callable[[Path], None]] = {
     "proxystore": proxystore,
+    "relay": relay,
     "compute-config": compute_config,
     "compute-template": compute_template,
     "compute-schema": compute_schema,

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fl.client import data, task, trainer
+from fl.client.frozen import base_digest, frozen, travelling
 from fl.client.request import CheckRequest
 from fl.config import ModelConfigs
 from fl.tensors import decode, encode
@@ -67,12 +68,17 @@ class Site:
 
     def __init__(self, code, state):
         self.code, self.state = code, state
-        self.weights = self.build("Net")
+        self.weights, self.sent_base = self.build("Net"), None
 
     @staticmethod
     def build(name, **kwargs):
         configs = ModelConfigs(model_path="model.py", model_name=name, model_kwargs=kwargs)
-        return trainer.build_model(configs).state_dict()
+        return travelling(trainer.build_model(configs))
+
+    @staticmethod
+    def base(name, **kwargs):
+        configs = ModelConfigs(model_path="model.py", model_name=name, model_kwargs=kwargs)
+        return base_digest(frozen(trainer.build_model(configs)))
 
     def request(self, weights=None, model=("Net", {}), data=("load", {}), **changes):
         request = {
@@ -80,6 +86,7 @@ class Site:
             "round": 1,
             "client_id": "a",
             "model": InlineTransport().put(encode(weights or self.weights)).to_json(),
+            "base": self.sent_base,
             "train_configs": {},
             "model_configs": {
                 "model_path": "model.py",

@@ -1,10 +1,12 @@
 """A site's policy against what a server may ask, and what the audit log says of it."""
 
+import hashlib
 import json
 import multiprocessing
 import time
 
 import pytest
+import torch
 import yaml
 
 from fl.client import admission, site_code, task
@@ -52,7 +54,7 @@ def touched_data(site):
 
 
 def sha256(site, name):
-    return site_code.digest((site.code / name).read_bytes())
+    return hashlib.sha256((site.code / name).read_bytes()).hexdigest()
 
 
 OTHER = "0" * 64
@@ -74,6 +76,7 @@ EVALUATE = {"operation": "evaluate"}
             "loaders: data.py: load is not listed with such arguments",
         ),
         ({"max_rounds": 3}, {"round": 4}, "max_rounds: 3 at most"),
+        ({"sealed_updates": True}, {}, "sealed_updates: the server has its updates travel"),
         ({"metrics": ["val_loss"]}, EVALUATE, "metrics: val_accuracy, val_loss may not leave"),
     ],
 )
@@ -169,6 +172,12 @@ def test_a_rehearsal_opens_data_and_so_has_the_same_rules(site, owner):
     items = {i["check"]: i for i in rehearse(site, data=("load", {"n": 19}))["result"]["items"]}
     assert "min_samples: 20 at least" in items["data"]["message"]
     assert "step" not in items
+
+
+@pytest.mark.parametrize("rule", [{"sealed_updates": True}, {"min_noise_multiplier": 1.0}])
+def test_a_rehearsal_is_refused_what_the_run_would_be(site, owner, rule):
+    owner(**rule)
+    assert next(iter(rule)) in rehearse(site)["error"]["message"]
 
 
 def test_a_rehearsal_tells_no_more_than_a_round_would(site, owner):
@@ -279,7 +288,7 @@ def test_the_log_says_who_ran_what_and_what_left(site, log):
         assert [record[name] for name in ("operation", "client_id", "run_id", "job", "round")] == [
             "train", "a", "run-1", "job-1", 1
         ]  # fmt: skip
-    assert ended["update"] == result["update"]["sha256"]
+    assert ended["update"] == result["update"]["digest"]
     assert ended["num_samples"] == 32
     assert set(ended["metrics"]) == set(result["metrics"])
 
@@ -318,8 +327,99 @@ def test_a_task_that_cannot_be_noted_is_not_done(site, log, tmp_path):
     assert "result" in site.answer()
 
 
-def test_source_that_a_server_ships_is_run_nowhere(site, log, tmp_path):
-    """The schema has no place for it; in a file's name, an argument or beside them it is text."""
+SHIPPED = {
+    "model.py": "from torch import nn\ndef Net():\n    return nn.Linear(4, 2)\n",
+    "shipped/data.py": (
+        "import torch\nfrom torch.utils.data import TensorDataset\n"
+        "def load(n):\n    return TensorDataset(torch.ones(n, 4), torch.ones(n).long()), None\n"
+    ),
+}
+SHIPS = {
+    "sources": SHIPPED,
+    "data_configs": {
+        "dataset_path": "shipped/data.py",
+        "dataset_name": "load",
+        "dataset_kwargs": {"n": 7},
+    },
+}
+
+
+def digest(source):
+    return hashlib.sha256(source.encode()).hexdigest()
+
+
+def ask(site):
+    weights = {"weight": torch.zeros(2, 4), "bias": torch.zeros(2)}
+    return site.answer(weights=weights, **SHIPS)
+
+
+@pytest.mark.parametrize("listed", ["all", [digest(source) for source in SHIPPED.values()]])
+def test_source_that_the_owner_lets_in_is_run_and_noted_and_not_kept(site, owner, log, listed):
+    """In place of a file of the site's, and of none."""
+    owner(shipped_source=listed)
+    assert ask(site)["result"]["num_samples"] == 7
+    admitted = records(log)[0]
+    assert admitted["shipped"] == sorted(SHIPPED)
+    assert admitted["loader"]["sha256"] == digest(SHIPPED["shipped/data.py"])
+    assert not (site.code / "shipped").exists()
+    # The next task has the site's own again.
+    assert site.result()["num_samples"] == 32
+    assert "shipped" not in records(log)[2]
+
+
+@pytest.mark.parametrize("listed", [None, "none", [], [digest(SHIPPED["model.py"])], [OTHER]])
+def test_source_that_the_owner_has_not_let_in_is_not_run(site, owner, log, listed):
+    owner(**({} if listed is None else {"shipped_source": listed}))
+    error = ask(site)["error"]
+    path = "shipped/data.py" if listed == [digest(SHIPPED["model.py"])] else "model.py"
+    refused = f"shipped_source: {path} (sha256 {digest(SHIPPED[path])}) is not listed"
+    assert error["type"] == "PolicyRefusal"
+    assert refused in error["message"]
+    assert records(log)[0]["event"] == "refused"
+    assert not touched_data(site)
+
+
+def test_a_site_without_a_policy_runs_no_source_of_a_servers(site):
+    assert "shipped_source" in ask(site)["error"]["message"]
+
+
+def test_what_the_site_has_anyway_needs_no_leave(site, owner, log):
+    owner()
+    own = {name: (site.code / name).read_text() for name in ("model.py", "data.py")}
+    assert "result" in site.answer(sources=own)
+    assert "shipped" not in records(log)[0]
+
+
+def test_shipped_code_is_held_against_the_other_rules_too(site, owner):
+    owner(shipped_source="all", loaders=[LOADER])
+    assert "loaders: shipped/data.py: load is not listed" in ask(site)["error"]["message"]
+    owner(shipped_source="all", models=[NET | {"sha256": sha256(site, "model.py")}])
+    assert "models: model.py is not the file" in ask(site)["error"]["message"]
+    # A path alone means the site's own file.
+    owner(shipped_source="all", models=[NET])
+    assert "models: model.py is not the file" in ask(site)["error"]["message"]
+    owner(shipped_source="all", models=[NET | {"sha256": digest(SHIPPED["model.py"])}])
+    assert "result" in ask(site)
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        ({"../x.py": ""}, "outside"),
+        ({"/etc/x.py": ""}, "outside"),
+        ({"data.py": "#" * 256_001}, "at most 256000 characters"),
+        ({f"{number}.py": "" for number in range(5)}, "at most 4 items"),
+        ({"data.py": 1}, "valid string"),
+        ({"data.py": "raise OSError('no disk')"}, "cannot be imported: OSError: no disk (data.py"),
+    ],
+)
+def test_source_that_is_no_file_of_an_experiment_is_refused(site, owner, sources, expected):
+    owner(shipped_source="all")
+    assert expected in site.answer(sources=sources)["error"]["message"]
+
+
+def test_source_anywhere_else_in_a_request_is_text(site, log, tmp_path):
+    """The schema has no other place for it; in a file's name or an argument it is not evaluated."""
     marker = tmp_path / "executed"
     source = f"open({str(marker)!r}, 'w').close()\ndef load(): pass\n"
     for asked in (

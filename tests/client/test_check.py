@@ -59,10 +59,10 @@ def test_a_full_disk_is_told(site, monkeypatch):
 
 
 def test_what_a_check_trains_leaves_the_next_round_as_it_was(site):
-    alone = site.result()["update"]["sha256"]
+    alone = site.result()["update"]["digest"]
     site.cool()
     check(site, train_configs={"do_validation": True})
-    assert site.result()["update"]["sha256"] == alone
+    assert site.result()["update"]["digest"] == alone
 
 
 class Listed(Dataset):

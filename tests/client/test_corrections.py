@@ -135,7 +135,7 @@ def test_a_repeated_round_gives_the_same_bytes_whatever_came_after_it(site):
 
     def digest(number, version):
         sent = site.result(weights=weights, **SCAFFOLD, round=number, control_version=version)
-        return sent["update"]["sha256"]
+        return sent["update"]["digest"]
 
     digest(1, None)
     second = digest(2, 1)
@@ -182,7 +182,7 @@ def test_a_control_is_on_disk_before_its_name(site, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"control_version": 7, "round": 8}, "client a's control of round 7 cannot be read"),
+        ({"control_version": 7, "round": 8}, "what client a kept of round 7 cannot be read"),
         ({"run_id": None}, "run_id"),
         ({"weights": None}, "tensors missing or unknown: control/"),
     ],

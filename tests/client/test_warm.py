@@ -54,7 +54,7 @@ def load():
 def stateful(site):
     (site.code / "model.py").write_text(STATEFUL)
     (site.code / "data.py").write_text(DRAWING)
-    site.weights = site.build("Net")
+    site.weights, site.sent_base = site.build("Net"), site.base("Net")
     return site
 
 
@@ -84,7 +84,7 @@ def test_a_warm_worker_gives_the_bytes_of_a_cold_one(stateful, settings):
 
     def bytes_of(number):
         result = stateful.result(round=number, train_configs=configs)
-        return result["update"]["sha256"], result["metrics"]
+        return result["update"]["digest"], result["metrics"]
 
     cold = bytes_of(3)
     for number in (1, 2):
@@ -114,7 +114,7 @@ def test_a_warm_worker_gives_the_bytes_of_a_new_process(stateful):
         check=True,
         timeout=60,
     )
-    assert json.loads(done.stdout)["result"]["update"]["sha256"] == warm["update"]["sha256"]
+    assert json.loads(done.stdout)["result"]["update"]["digest"] == warm["update"]["digest"]
 
 
 @pytest.fixture

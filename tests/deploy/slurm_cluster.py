@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
@@ -30,6 +30,7 @@ NODES = ("c1", "c2")
 PROXY_PORT = 3128
 ACCOUNT = "physics"
 UP_SECONDS = 30.0
+SPOOL = "/var/spool/cron/crontabs"
 PYTHON = f"python{sys.version_info[0]}.{sys.version_info[1]}"
 
 PACKAGES = {
@@ -41,6 +42,7 @@ PACKAGES = {
     "tinyproxy": "tinyproxy",
     "ip": "iproute2",
     "curl": "curl",
+    "crontab": "cron",
 }
 
 SLURM = """\
@@ -108,15 +110,15 @@ Subsystem sftp internal-sftp
 """
 
 
-def missing_packages() -> list[str]:
-    """Debian packages that are not installed."""
+def missing_packages(packages: Mapping[str, str] = PACKAGES) -> list[str]:
+    """Debian packages that are not installed, of programs and what they are packed in."""
     where = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-    return [package for name, package in PACKAGES.items() if not shutil.which(name, path=where)]
+    return [package for name, package in packages.items() if not shutil.which(name, path=where)]
 
 
-def install_packages() -> str:
+def install_packages(packages: Mapping[str, str] = PACKAGES) -> str:
     """Install what is missing; answers with why not, in one line, or nothing."""
-    missing = missing_packages()
+    missing = missing_packages(packages)
     if not missing:
         return ""
     if not shutil.which("apt-get"):
@@ -286,6 +288,9 @@ class Cluster:
         machine.mount(etc / "slurm", "/etc/slurm")
         machine.call("mount", "-t", "tmpfs", "tmpfs", "/run")
         machine.call("mkdir", "/run/sshd")
+        # The crontabs of this machine's users are none of the cluster's business.
+        crontabs = machine.call("stat", "--format", "mode=%a,gid=%g", SPOOL).strip()
+        machine.call("mount", "-t", "tmpfs", "-o", crontabs, "tmpfs", SPOOL)
         if machine is not self.wan:
             self._open_the_way_to_python(machine)
 

@@ -44,9 +44,9 @@ def play(folder: Path) -> Play:
         "fl_wheelhouse": f"{folder}/none",
     }
 
-    def _play(**more: object) -> subprocess.CompletedProcess[str]:
+    def _play(*words: str, **more: object) -> subprocess.CompletedProcess[str]:
         extra = json.dumps(variables | more)
-        command = ["ansible-playbook", "-i", str(inventory), "-e", extra, "--limit", "hpc"]
+        command = ["ansible-playbook", "-i", str(inventory), "-e", extra, "--limit", "hpc", *words]
         return subprocess.run(
             [*command, "playbooks/environment.yml"],
             cwd=TOP,
@@ -89,6 +89,18 @@ def test_an_unchanged_one_is_left_alone(deployed, play):
     before = (deployed / "conda-meta" / "history").stat().st_mtime_ns
     assert changes(play()) == 0
     assert (deployed / "conda-meta" / "history").stat().st_mtime_ns == before
+
+
+def test_a_check_run_of_an_upgrade_says_what_is_to_come(deployed, folder, play):
+    """The versions that are to be installed are not there yet, which is no fault then."""
+    newer = {"environment_server_versions": {"Python": conda_channel.MINOR, "parsl": "2099.1.1"}}
+    (folder / "newer").write_text(f"# newer\n{(folder / 'lock').read_text()}")
+    before = (deployed / ".fl-installed").read_text()
+    assert changes(play("--check", fl_environment_lock=f"{folder}/newer", **newer)) > 0
+    assert (deployed / ".fl-installed").read_text() == before
+    current = play("--check", **newer)
+    assert current.returncode == 2
+    assert "they must agree" in " ".join(current.stdout.split())
 
 
 def test_one_without_its_python_is_made_whole_and_not_wiped(deployed, play):

@@ -1,15 +1,25 @@
 """The keeper of a site's daemons, tried on a small daemon that answers as ProxyStore does."""
 
+import fcntl
+import inspect
 import json
+import re
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+import yaml
+from parsl.executors.high_throughput import interchange
+from proxystore.p2p.connection import PeerConnection
+from proxystore.p2p.manager import PeerManager
+from proxystore.p2p.relay.client import RelayClient
+from proxystore.utils.tasks import exit_on_error
 
 from tests.conftest import TOP
 
@@ -25,6 +35,42 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.wfile.write(json.dumps({"uuid": uuid}).encode())
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 http.server.HTTPServer(("127.0.0.1", int(port)), Answer).serve_forever()
+"""
+
+
+# Another process below the endpoint, with two of its own, one of them named.
+PARENT_OF_TWO = """
+import shutil
+vital = sys.argv[0].replace("endpoint.py", "vital")
+shutil.copy("/bin/sleep", vital)
+user = subprocess.Popen([sys.executable, "-c", f'''
+import subprocess, time
+children = [subprocess.Popen([name, "600"]) for name in ("{vital}", "/bin/sleep")]
+print("started", flush=True)
+time.sleep(600)
+'''], stdout=subprocess.PIPE)
+user.stdout.readline()
+"""
+
+# One that brings answers of those peers alone that a file beside it names, and can be kept busy.
+ENDPOINT_WITH_PEERS = """
+import http.server, json, pathlib, sys, threading, time
+port, uuid = sys.argv[1:]
+here = pathlib.Path(sys.argv[0]).parent
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        peer = self.path.partition("endpoint=")[2]
+        (here / "asked").open("a").write(peer + "\\n") if peer else None
+        while peer and peer not in (here / "answering").read_text():
+            time.sleep(0.2)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"uuid": uuid, "exists": False}).encode())
+def work():
+    while (here / "busy").exists():
+        pass
+threading.Thread(target=work, daemon=True).start()
+http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), Answer).serve_forever()
 """
 
 
@@ -67,6 +113,10 @@ class Site:
         (self.folder / "daemons/proxystore.json").write_text(json.dumps(definition | changes))
 
     @property
+    def log(self) -> Path:
+        return self.folder / "logs/proxystore.log"
+
+    @property
     def record(self) -> Path:
         return self.folder / "daemons/proxystore.running"
 
@@ -81,9 +131,12 @@ class Site:
         (line,) = done.stderr.splitlines()
         return line
 
+    def command(self, verb: str) -> list[str | Path]:
+        return [sys.executable, self.folder / "bin/daemon", verb, "proxystore"]
+
     def run(self, verb: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, self.folder / "bin/daemon", verb, "proxystore"],
+            self.command(verb),
             capture_output=True,
             text=True,
             timeout=60,
@@ -108,6 +161,11 @@ def site(tmp_path):
     yield made
     for process in made.processes():
         process.kill()
+
+
+def say(site: Site, line: str) -> None:
+    with site.log.open("a") as log:
+        log.write(line + "\n")
 
 
 @pytest.fixture
@@ -147,6 +205,190 @@ def test_after_kill_9_it_starts_again_and_sweeps_the_orphan(site):
     assert site.call("ensure")["changed"] is True
     assert orphan not in site.processes()
     assert len(site.processes()) == 2
+
+
+def test_an_orphan_that_wrote_over_its_environment_is_swept_as_well(site):
+    # As nginx's workers do, which would go on listening.
+    site.endpoint.write_text(ENDPOINT.replace('600)"])', '600)"], env={})'))
+    leader = psutil.Process(site.call("ensure")["pid"])
+    (orphan,) = leader.children()
+    leader.kill()
+    leader.wait()
+    assert orphan.is_running()
+    assert site.call("ensure")["changed"]
+    assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
+    site.call("stop")
+
+
+@pytest.mark.parametrize("verb", ["ensure", "keep"])
+def test_of_many_calls_at_once_one_starts_it(site, verb):
+    calls = [subprocess.Popen(site.command(verb), stdout=subprocess.PIPE) for _ in range(4)]
+    answers = [json.loads(call.communicate(timeout=60)[0]) for call in calls]
+    assert [call.returncode for call in calls] == [0] * 4
+    assert [answer["changed"] for answer in answers].count(True) == 1
+    assert len(site.processes()) == 2
+
+
+def test_what_cron_calls_starts_what_is_dead_and_leaves_what_runs(site):
+    """A play that has changed a file restarts the daemon itself, once all files are there."""
+    site.config.write_text("one")
+    running = site.call("keep")["pid"]
+    site.config.write_text("two")
+    assert site.call("keep") == {"changed": False, "pid": running}
+    psutil.Process(running).kill()
+    assert site.call("keep")["changed"] is True
+    assert len(site.processes()) == 2
+
+
+def test_what_cron_calls_starts_again_what_runs_and_does_not_answer(site):
+    """An endpoint that ProxyStore has ended half: it listens, and no more than that."""
+    keeper = site.folder / "bin/daemon"
+    quick = keeper.read_text().replace("SILENCE_SECONDS = 30", "SILENCE_SECONDS = 1")
+    keeper.write_text(quick)
+    silent = psutil.Process(site.call("keep")["pid"])
+    silent.suspend()
+    killed = threading.Timer(3, silent.kill)  # a stopped process would not heed SIGTERM
+    killed.start()
+    again = site.call("keep")
+    killed.join()
+    assert again["changed"] is True
+    assert again["pid"] != silent.pid
+    assert site.call("keep") == {"changed": False, "pid": again["pid"]}
+    assert "it has not answered for 1 s" in site.log.read_text()
+
+
+@pytest.mark.parametrize("verb", ["keep", "ensure"])
+def test_an_endpoint_that_has_met_its_relay_twice_is_started_again(site, verb):
+    """ProxyStore hears no peer any more, once the relay has been away."""
+    sign = {"text": "met the relay", "times": 2, "meaning": "it is deaf"}
+    site.define(useless_signs=[{**sign, "text": "has ended", "times": 1}, sign])
+    first = site.call("keep")["pid"]
+    say(site, "met the relay")
+    assert site.call(verb) == {"changed": False, "pid": first}
+    say(site, "met the relay")
+    again = site.call(verb)
+    assert again["changed"] is True
+    assert "started again, because it is deaf" in site.log.read_text()
+    assert site.call(verb) == {"changed": False, "pid": again["pid"]}, "what was said before counts"
+    say(site, "has ended")
+    assert site.call(verb)["changed"] is True
+
+
+SITE_B, SITE_C = "0d6f5f0b-4d0c-4b77-8a46-3a6d2b4a1a0b", "1c8f33a2-6f0e-4d54-9d0e-5f7a0c9b2d1c"
+
+
+@pytest.fixture
+def server(site):
+    """The server's endpoint, connected with site-b and site-c, and a keeper of less patience."""
+    keeper = site.folder / "bin/daemon"
+    quick = keeper.read_text().replace("SILENCE_SECONDS = 35", "SILENCE_SECONDS = 1")
+    keeper.write_text(quick.replace("IDLE_SECONDS = 0.5", "IDLE_SECONDS = 0.1"))
+    site.endpoint.write_text(ENDPOINT_WITH_PEERS)
+    (site.folder / "answering").write_text("")
+    site.define(asks_peers=True)
+    return site
+
+
+def meet(site: Site) -> int:
+    """Start it, and have it meet its peers; its process id."""
+    pid = site.call("keep")["pid"]
+    say(site, f"PeerConnection[home > pending]: received offer from {SITE_B} (b)")
+    say(site, f"PeerConnection[home > pending]: received answer from {SITE_C} (c)")
+    return pid
+
+
+def part(site: Site, peer: str) -> None:
+    say(site, f"PeerManager[home] Closing connection between peers: {UUID}, {peer}")
+
+
+def test_one_that_waits_for_a_dead_peer_to_take_an_object_is_started_again(server):
+    """It says who it is, and brings no peer's answer any more."""
+    first = meet(server)
+    part(server, SITE_B)
+    again = server.call("keep")
+    assert again["changed"] is True
+    assert again["pid"] != first
+    assert (server.folder / "asked").read_text().split() == [SITE_C]
+    assert "because no peer's answer has reached it for 1 s" in server.log.read_text()
+    assert server.call("keep") == {"changed": False, "pid": again["pid"]}
+
+
+def test_one_that_brings_a_peers_answer_is_left(server):
+    running = meet(server)
+    part(server, "2b0e7f44-19b5-4d5b-8a57-6d1b0c7e3f2a")
+    (server.folder / "answering").write_text(SITE_C)
+    assert server.call("keep") == {"changed": False, "pid": running}
+    assert sorted((server.folder / "asked").read_text().split()) == [SITE_B, SITE_C]
+
+
+def test_one_that_has_lost_no_peer_is_not_asked_nor_one_that_has_lost_all(server):
+    running = meet(server)
+    assert server.call("keep") == {"changed": False, "pid": running}
+    part(server, SITE_B)
+    part(server, SITE_C)
+    assert server.call("keep") == {"changed": False, "pid": running}
+    assert not (server.folder / "asked").exists()
+
+
+def test_one_that_is_at_work_is_left(server):
+    """It may be sending a model of gigabytes to a peer, and hears the others after that."""
+    (server.folder / "busy").touch()
+    running = meet(server)
+    part(server, SITE_B)
+    assert server.call("keep") == {"changed": False, "pid": running}
+
+
+def test_one_whose_silent_peer_turns_out_to_be_dead_is_left(server):
+    running = meet(server)
+    part(server, SITE_B)
+    keeping = subprocess.Popen(server.command("keep"), stdout=subprocess.PIPE)
+    asked = server.folder / "asked"
+    while not asked.exists():
+        assert keeping.poll() is None, keeping.communicate()
+        time.sleep(0.02)
+    part(server, SITE_C)
+    assert json.loads(keeping.communicate(timeout=60)[0]) == {"changed": False, "pid": running}
+
+
+def test_a_process_whose_vital_child_has_died_is_ended_and_no_other(site):
+    """As a user endpoint without its interchange: it hangs, and the manager starts another."""
+    site.endpoint.write_text(ENDPOINT.replace("child = ", PARENT_OF_TWO + "child = "))
+    site.define(vital_child="vital")
+    manager = psutil.Process(site.call("keep")["pid"])
+    (maimed,) = [child for child in manager.children() if child.children()]
+    vital, other = sorted(maimed.children(), key=lambda child: child.name() != "vital")
+    assert vital.name() == "vital"
+    assert site.call("keep") == {"changed": False, "pid": manager.pid}
+    vital.kill()
+    assert site.call("keep") == {"changed": True, "pid": manager.pid}
+    assert psutil.wait_procs([other], timeout=5)[1] == [], "what was below it lives on"
+    assert maimed.status() == psutil.STATUS_ZOMBIE
+    assert manager.is_running()
+    assert "its 'vital' has died" in site.log.read_text()
+
+
+def test_what_the_keeper_looks_for_is_what_the_daemons_say():
+    """Both texts are other people's, and may change with a new version."""
+    roles = TOP / "playbooks/roles"
+    defaults = yaml.safe_load((roles / "proxystore/defaults/main.yml").read_text())
+    relay, task = (sign["text"] for sign in defaults["proxystore_useless_signs"])
+    assert relay in inspect.getsource(RelayClient)
+    assert task in inspect.getsource(exit_on_error)
+    source = (TOP / "templates/site/daemon.py").read_text()
+    (parted,) = re.findall('PEERS_PARTED = "(.*)"', source)
+    assert parted in inspect.getsource(PeerManager)
+    assert "received offer from '" in inspect.getsource(PeerConnection)
+    assert "received answer from '" in inspect.getsource(PeerConnection)
+    vital = yaml.safe_load((roles / "compute/defaults/main.yml").read_text())["compute_vital_child"]
+    assert len(vital) == 15, "the kernel cuts a longer one off"
+    assert f'setproctitle("{vital}' in inspect.getsource(interchange)
+
+
+def test_what_cron_calls_leaves_it_to_who_is_at_work_on_it(site):
+    with (site.folder / "daemons/proxystore.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert site.call("keep") == {"changed": False}
+    assert site.processes() == []
 
 
 def test_a_recorded_pid_that_is_somebody_elses_now_is_left_alone(site, bystander):
@@ -208,6 +450,22 @@ def test_an_unknown_error_comes_back_in_the_daemons_last_words(site):
     line = site.refusal()
     assert "it ended with code 1; its last words: out of cheese" in line
     assert not site.record.exists()
+
+
+def test_a_full_disk_leaves_no_daemon_that_nobody_knows_of(site):
+    """The record cannot be written: the daemon that has just been started is ended again."""
+    partial = site.record.with_suffix(".partial")
+    partial.symlink_to("/dev/full")
+    assert f"{site.folder}: No space left on device; make room there, then run" in site.refusal()
+    assert site.processes() == []
+    partial.unlink()
+    assert site.call("ensure")["changed"] is True
+
+
+def test_a_folder_that_is_somebody_elses_is_named(site):
+    (site.folder / "logs/proxystore.log").mkdir()
+    line = site.refusal()
+    assert f"{site.folder}/logs/proxystore.log: Is a directory; see that it is yours" in line
 
 
 def test_one_that_never_answers_is_stopped_at_its_deadline(site):

@@ -114,8 +114,8 @@ def test_health_names_the_endpoint_that_is_down_and_deploying_mends_it(federatio
     federation.play("playbooks/health.yml")
 
 
-def test_a_wrong_secret_a_taken_port_and_a_teardown_that_keeps_the_logs(federation, spare):
-    """One spare site through its life: two ways to fail, then it runs, then it is gone."""
+def test_faults_that_a_deployment_names_and_a_teardown_that_keeps_the_logs(federation, spare):
+    """One spare site through its life: three ways to fail, then it runs, then it is gone."""
     spare("environment", "credentials", fl_client_secret=WRONG)
     wrong = spare("compute", check=False, fl_client_secret=WRONG)
     assert wrong.returncode == 2
@@ -131,6 +131,11 @@ def test_a_wrong_secret_a_taken_port_and_a_teardown_that_keeps_the_logs(federati
     taken = spare("proxystore", check=False, fl_proxystore_port=listening)
     assert taken.returncode == 2
     assert f"port {listening} on 127.0.0.1 is in use by ProxyStore endpoint" in taken.stdout
+
+    nobody = "ws://127.0.0.1:1"
+    down = spare("proxystore", check=False, fl_proxystore_relay=nobody, fl_proxystore_deadline=4)
+    assert down.returncode == 2
+    assert f"the relay {nobody} cannot be reached from site-a" in " ".join(down.stdout.split())
 
     spare("credentials", "proxystore", "compute")
     folder = federation.dir / "spare" / "site-a"

@@ -49,7 +49,13 @@ def play(tmp_path):
     ("variables", "message"),
     [
         ({"fl_environment_kind": "pixi"}, "must be one of: venv, conda, existing, got: pixi"),
+        ({"fl_keep_up": "at"}, "must be one of: cron, systemd, none, got: at"),
         ({"fl_environment_kind": "conda"}, "fl_environment_lock must be a file"),
+        ({"fl_python_archive": "/nowhere.tar"}, "fl_python_archive must be a file"),
+        (
+            {"fl_python_archive": __file__, "fl_python_archive_sha256": "12ab"},
+            "fl_python_archive_sha256 must be its SHA-256",
+        ),
         ({"fl_proxystore_port": "eighty"}, "fl_proxystore_port"),
         ({"fl_proxystore_relay": "http://relay"}, "must begin with ws:// or wss://"),
         ({"fl_compute_walltime": 3600}, "in quotes, not 3600"),
@@ -68,9 +74,19 @@ def test_a_bad_value_is_refused_by_name(play, variables, message):
 
 
 def test_several_bad_values_are_named_at_once(play):
-    done = play(fl_compute_heartbeat_period=1, fl_proxystore_name="a b")
+    done = play(
+        fl_compute_heartbeat_period=1,
+        fl_proxystore_name="a b",
+        fl_proxystore_relay="wss://me:hunter2@relay",
+        fl_proxystore_relay_auth="password",
+        fl_relay_certificate="cert.pem",
+    )
     assert "fl_compute_heartbeat_period must be 5 at least" in done.stdout
     assert "fl_proxystore_name may hold letters" in done.stdout
+    assert "hold no password, not wss://[redacted]@relay" in done.stdout
+    assert "the inventory has no group [relay]" in done.stdout
+    assert "fl_relay_certificate and fl_relay_certificate_key need each other" in done.stdout
+    assert "hunter2" not in done.stdout
 
 
 def test_a_missing_sandbox_says_to_start_it(play, tmp_path):

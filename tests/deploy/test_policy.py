@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from fl.client.policy import Policy
-from fl.config import load_section
+from fl.config_files import load_section
 from tests.conftest import BIN, TOP, sandbox_environment
 
 RULES = {

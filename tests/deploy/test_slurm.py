@@ -2,16 +2,18 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.deploy import namespaces, slurm_cluster
-from tests.deploy.slurm_cluster import LOGIN, NODES, PROXY, PROXY_PORT, WAN
+from tests.deploy.slurm_cluster import LOGIN, NODES, PROXY, PROXY_PORT, USER, WAN
 from tests.deploy.supercomputer import Supercomputer
 
 pytestmark = pytest.mark.daemons
 THROUGH_THE_PROXY = f"curl --silent --max-time 10 --proxy http://{PROXY}:{PROXY_PORT}"
+DAEMON_SECONDS = 60.0
 DIRECTLY = "curl --silent --max-time 3 --noproxy *"
 
 
@@ -42,6 +44,26 @@ def worker(table: str) -> str:
     return re.search(r"^ *hpc +worker .*(\n.*What to do: .*)?", table, re.MULTILINE)[0]
 
 
+def crontab(hpc: Supercomputer) -> list[str]:
+    """The lines of ada's that say when to run what."""
+    text = hpc.cluster.login.run("crontab", "-l", user=USER).stdout
+    return [line for line in text.splitlines() if not line.startswith("#")]
+
+
+def running(hpc: Supercomputer, daemon: str) -> bool:
+    """Whether the site itself says that a daemon runs, and answers."""
+    folder = hpc.cluster.home / "fl/bin"
+    command = (f"{folder}/fl-site", f"{folder}/daemon", "status", daemon)
+    return hpc.cluster.login.run(*command, user=USER).returncode == 0
+
+
+def await_(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DAEMON_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, "the daemons are not back"
+        time.sleep(0.5)
+
+
 def test_the_cluster_is_as_sites_are(hpc):
     """No way out of a compute node but its proxy, and no way in through that."""
     node = hpc.cluster.machines["c1"]
@@ -69,6 +91,45 @@ def test_a_second_run_changes_nothing(deployed):
     done = deployed.play("deploy.yml")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.findall(r"changed=(\d+)", done.stdout) == ["0", "0"]
+
+
+def test_cron_brings_the_daemons_back_after_a_reboot_and_once_they_are_killed(deployed):
+    """With a real crontab and cron, and with no more in its environment than cron gives."""
+    login = deployed.cluster.login
+    lines = crontab(deployed)
+    assert [line.split(" ")[0] for line in lines] == ["@reboot", "*"] * 2
+    login.run("pkill", "-KILL", "-u", USER)
+    login.call("scancel", "--user", USER)
+    assert not running(deployed, "proxystore")
+    login.start("cron", "-f", log=deployed.cluster.folder / "logs/cron.log")  # a boot, to cron
+    await_(lambda: running(deployed, "proxystore") and running(deployed, "compute"))
+
+    login.run("pkill", "-KILL", "-u", USER)
+    bare = ["env", "-i", f"HOME={deployed.cluster.home}", f"LOGNAME={USER}", "PATH=/usr/bin:/bin"]
+    for line in (line for line in lines if not line.startswith("@")):
+        login.call(*bare, "/bin/sh", "-c", line.split(" ", 5)[5], user=USER)
+    # By these, or by the real ones, which may be at work on them.
+    await_(lambda: running(deployed, "proxystore") and running(deployed, "compute"))
+
+
+def test_restarting_leaves_cron_as_it_was(deployed):
+    lines = crontab(deployed)
+    check = deployed.play("playbooks/restart.yml", "--check", "--diff", "--limit", "hpc")
+    assert check.returncode == 0, check.stdout + check.stderr
+    assert crontab(deployed) == lines
+    assert deployed.play("playbooks/restart.yml", "--limit", "hpc").returncode == 0
+    assert crontab(deployed) == lines
+
+
+def test_a_site_without_cron_is_told_what_that_means(deployed):
+    login = deployed.cluster.login
+    login.mount(Path("/dev/null"), "/usr/bin/crontab")
+    try:
+        done = deployed.play("playbooks/proxystore.yml", "--limit", "hpc")
+    finally:
+        login.call("umount", "/usr/bin/crontab")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing starts the proxystore daemon again" in " ".join(done.stdout.split())
 
 
 def test_a_connection_that_a_one_time_password_opens(deployed):
@@ -171,3 +232,4 @@ def test_teardown_leaves_neither_job_nor_process_nor_file(deployed):
     assert login.call("squeue", "--noheader", "--user", "ada", "--states", "PD,R") == ""
     assert str(deployed.cluster.home / "fl") not in login.call("ps", "-e", "-o", "args")
     assert not (deployed.cluster.home / "fl").exists()
+    assert crontab(deployed) == []

@@ -1,9 +1,10 @@
-"""A stolen client secret, tried against a deployed site's real daemons."""
+"""A stolen client secret, tried against a deployed site's real daemons; a site that lies."""
 
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ import yaml
 from fl.endpoints.serialization import TASK_NAME
 
 pytestmark = pytest.mark.daemons
+HOSTILE_SITE = str(Path(__file__).with_name("hostile_site.py"))
 
 # Runs in a process of its own: the SDK reads its credentials when it is imported.
 ATTACK = """
@@ -70,14 +72,37 @@ def test_a_stolen_secret_runs_nothing_but_our_task(federation, tmp_path, kind, e
     assert TASK_NAME not in done
 
 
+@pytest.mark.parametrize("kind", ["pickle", "code"])
+@pytest.mark.parametrize("reader", ["sdk", "ours"])
+def test_a_site_that_answers_with_a_pickle_or_source(federation, tmp_path, kind, reader):
+    """By the SDK's own rules the server executes it, which shows that it is an attack."""
+    marker = tmp_path / "executed"
+    done = speak(federation, HOSTILE_SITE, kind, reader, function_id(federation), str(marker))
+    assert marker.exists() is (reader == "sdk"), done
+    if reader == "ours":
+        assert done.startswith("refused:"), done
+        assert "Malformed or unexpected data" in done  # the SDK's words for what ours refuses
+
+
 def attack(federation, kind, marker, request=None):
     """Submit to the first site with the federation's own secret; what the attacker sees."""
-    server = yaml.safe_load(federation.server_yaml.read_text())["server_configs"]
     client = yaml.safe_load(federation.clients_yaml.read_text())["clients"][0]
-    function = server["comm_configs"]["globus_compute_configs"]["function_id"]
-    arguments = [kind, client["endpoint_id"], function, str(marker), json.dumps(request)]
+    return speak(
+        federation,
+        *("-c", ATTACK, kind, client["endpoint_id"], function_id(federation)),
+        *(str(marker), json.dumps(request)),
+    )
+
+
+def function_id(federation):
+    server = yaml.safe_load(federation.server_yaml.read_text())["server_configs"]
+    return server["comm_configs"]["globus_compute_configs"]["function_id"]
+
+
+def speak(federation, *arguments):
+    """What a Python program prints that has the federation's credentials."""
     done = subprocess.run(
-        [sys.executable, "-c", ATTACK, *arguments],
+        [sys.executable, *arguments],
         capture_output=True,
         text=True,
         timeout=120,

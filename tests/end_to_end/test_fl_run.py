@@ -114,9 +114,9 @@ def test_a_site_that_dies_and_comes_back(fl_run, federation, tmp_path):
         server["server_configs"]["round_deadline"] = 25
         clients["clients"][1]["train_configs"]["num_local_epochs"] = 1_000_000
 
-    def kill_b_once_the_run_began():
+    def kill_b_once_it_trains():
         """All but Parsl's interchange, which lives on when the endpoint above it is killed."""
-        wait_for((tmp_path / "runs").is_dir, seconds=60)
+        wait_for(lambda: site_a_answered(tmp_path), seconds=60)
         processes = leftovers.processes(federation.dir / "site-b")
         orphans = [process for process in processes if "HTEX interchange" in process.cmdline()[0]]
         for process in processes:
@@ -125,7 +125,7 @@ def test_a_site_that_dies_and_comes_back(fl_run, federation, tmp_path):
         return orphans
 
     with ThreadPoolExecutor(1) as pool:
-        killer = pool.submit(kill_b_once_the_run_began)
+        killer = pool.submit(kill_b_once_it_trains)
         started = time.monotonic()
         line = one_error(fl_run(endless_at_b))
         orphans = killer.result()
@@ -144,6 +144,15 @@ def test_a_site_that_dies_and_comes_back(fl_run, federation, tmp_path):
     assert [process for process in orphans if alive(process)] == []
     done = fl_run()
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def site_a_answered(folder):
+    """Whether it has trained; the other got the model when it did, and trains for ever."""
+    return any(
+        '"site-a"' in line and '"ready"' in line
+        for file in folder.glob("runs/*/sites.jsonl")
+        for line in file.read_text().splitlines()
+    )
 
 
 def wait_for(condition, seconds):

@@ -161,3 +161,21 @@ def test_the_learning_rate_is_scaled_and_a_model_sent_where_it_is_wanted(trainin
     torch.testing.assert_close(half, {name: change / 2 for name, change in full.items()})
     model = work.train(request_of(update="model"), weights, 1).update
     torch.testing.assert_close(model, {name: weights[name] + full[name] for name in weights})
+
+
+def test_a_site_that_is_sent_ahead_has_its_block_for_the_next_task_and_not_for_ever(world):
+    sites, _, send = world(held_seconds=30.0)
+    ahead = {"operation": "enter", "client_id": "a", "job": "ahead"}
+    entered = sites.submit(CLIENT, ahead)
+    sites.wait(100)
+    assert entered.done()
+    at_once = send()
+    sites.wait(20)
+    assert at_once.done() and sites.now() == 120
+    sites.submit(CLIENT, ahead)
+    sites.wait(131)  # its block ends at 250
+    late = send()
+    sites.wait(119)
+    assert not late.done()  # it has the queue before it again
+    sites.wait(1)
+    assert late.done()

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import math
+from concurrent.futures import Future
 
 import pytest
 
@@ -18,6 +19,8 @@ from fl.report.numbers import (
     spans_table,
 )
 from fl.server.events import SiteChanged
+from fl.server.sites import Task
+from fl.transport import Ref
 from tests.recorded import Run
 
 
@@ -26,6 +29,16 @@ def run(tmp_path):
     made = Run(["a", "b"], tmp_path / "runs")
     yield made
     made.close()
+
+
+def test_the_way_that_models_travel(run):
+    assert read_run(run.folder).sites[0].way == "-"
+    run.begin(1)
+    assert read_run(run.folder).sites[0].way == "inside the request"
+    task = Task("a", 1, 2, "a.2", 0.0, Future())
+    run.record.sent(task, None, Ref("proxystore", {"key": "k"}, 1000, "0" * 64))
+    assert read_run(run.folder).sites[0].way == "by ProxyStore"
+    assert read_run(run.folder).sites[0].bytes_down == 2000
 
 
 def rows(table):

@@ -209,8 +209,8 @@ def test_runs_of_one_name_are_called_by_their_paths(made):
     if first.folder.name != second.folder.name:
         second.folder = second.folder.rename(second.folder.with_name(first.folder.name))
     text = Page(page_of(first, second)).text
-    assert f"Run {first.folder}" in text
-    assert f"Run {second.folder}" in text
+    for run in (first, second):
+        assert f"Run {run.folder.parent.name}/{run.folder.name}" in text
 
 
 def test_a_run_before_its_first_round(made):
@@ -317,3 +317,49 @@ def test_a_file_that_cannot_be_written(made, tmp_path):
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 1
     assert "cannot be written (No such file or directory)" in done.output
+
+
+def test_what_the_aggregator_told_of_a_round_stands_in_the_rounds_table(made):
+    run = made(rounds=1)
+    assert "epsilon" not in page_of(run)
+    run.begin(2)
+    run.end(2, [run.answer(2, "a")], epsilon=1.3148, delta=None)
+    text = Page(page_of(run)).text
+    assert "epsilon" in text
+    assert "1.315" in text
+
+
+def test_what_sites_found_of_global_models(made):
+    run = made(names=("site-a", "site-b"))
+    run.evaluate(1, **{"site-a": 0.5, "site-b": 0.75})
+    run.evaluate(2, **{"site-a": 0.9})
+    text = page_of(run)
+    assert "0.9 (round 2, 1 of 2 sites)" in Page(text).text
+    drawn = {name: svg(chart) for name, chart in charts_of(text).items()}
+    assert {"accuracy at sites", "loss at sites", "run 0 global loss"} <= set(drawn)
+    assert run.folder.name in drawn["accuracy at sites"]
+    assert "site-b" in drawn["run 0 global accuracy"]
+    assert drawn["run 0 global accuracy"].count("mark-line") == 2
+
+
+def test_sites_models_are_shown_where_the_server_evaluates_nothing(made):
+    run = made()
+    run.evaluate(2, a=0.9)
+    found = read_run(run.folder)
+    unseen = [replace(ended, accuracy=None, loss=None) for ended in found.ended]
+    text = render([replace(found, history=replace(found.history, rounds=unseen))], 1.8e9)
+    assert "accuracy at sites" in charts_of(text)
+    assert "accuracy by round" not in charts_of(text)
+    assert "server_validation is off" in text
+
+
+def test_privacy_that_is_spent_is_drawn(made):
+    run = made(rounds=0)
+    for number, spent in ((1, 0.5), (2, 0.75)):
+        run.begin(number)
+        run.end(number, [run.answer(number, "a")], epsilon=spent, delta=1e-5)
+    text = page_of(run)
+    charts = charts_of(text)
+    assert "Privacy spent (epsilon), by the aggregator" in Page(text).text
+    assert "run 0 aggregator delta" not in charts  # it is the same in every round
+    assert "mark-line" in svg(charts["run 0 aggregator epsilon"])

@@ -87,7 +87,9 @@ class Running:
         return self.call(call())
 
     def token(self, client: int = 0, server: str = COMPUTE) -> str:
-        return self.service.identities.issue(self.clients[client], server)
+        return self.service.identities.issue(
+            self.clients[client], server, f"secret of {self.clients[client]}"
+        )
 
     def v2(self, client: int = 0) -> ComputeClientV2:
         return ComputeClientV2(
@@ -126,7 +128,7 @@ def serving(broker_kind: str, request: pytest.FixtureRequest) -> Iterator[Callab
             server: RabbitMQ = request.getfixturevalue("rabbitmq")
             broker, broker_port = server.url("%2F"), server.port
         clients = [str(uuid.uuid4()), str(uuid.uuid4())]
-        identities = Identities({c: f"secret of {c}" for c in clients}, lifetime_s)
+        identities = Identities(lambda: {c: [f"secret of {c}"] for c in clients}, lifetime_s)
         limit = limit or RateLimit(requests=10_000)
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, daemon=True)

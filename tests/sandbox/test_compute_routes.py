@@ -246,7 +246,7 @@ def test_a_submission_for_the_unknown_is_refused(running: Running, field: str) -
 def test_sandboxes_of_their_own_ask_with_a_secret(running: Running) -> None:
     url = f"{running.url}/sandbox/endpoints"
     assert requests.get(url, timeout=5).status_code == 401
-    secret = running.service.identities.secrets[running.clients[0]]
+    (secret,) = running.service.identities.secrets[running.clients[0]]
     headers = {"Authorization": f"Sandbox {secret}"}
     running.endpoint()
     (known,) = requests.get(url, headers=headers, timeout=5).json()

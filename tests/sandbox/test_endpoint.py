@@ -177,6 +177,10 @@ def test_a_killed_user_endpoint_is_started_again(endpoint: Make, client: Client)
     site.start()
     with Executor(site.id, client=client) as executor:
         first = executor.submit(pid).result(timeout=60)
+        # The service takes a refused start for a failure of one that it has never heard of.
+        (folder,) = site.home.glob("uep.*")
+        user = folder.name.rpartition(".")[2]
+        eventually("heartbeat", lambda: client.get_endpoint_status(user)["status"] == "online")
         os.kill(first, signal.SIGKILL)
         assert executor.submit(pid).result(timeout=60) != first
 

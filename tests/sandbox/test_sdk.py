@@ -21,6 +21,8 @@ from fl.sandbox import daemon
 
 from .conftest import Up, eventually
 
+pytestmark = pytest.mark.daemons  # Globus's one port: no two of these at a time
+
 
 class EchoSite:
     """A manager and user endpoint in one thread, which answer each task with its arguments."""

@@ -1,5 +1,6 @@
 """A federation in memory: clients that answer as a test tells them to, and a store that counts."""
 
+import math
 from concurrent.futures import Future
 from uuid import UUID
 
@@ -32,7 +33,7 @@ class MemoryTransport:
         self.objects[key] = data
         return Ref("memory", {"id": key}, len(data), digest(data))
 
-    def get(self, ref):
+    def get(self, ref, seconds=math.inf):
         if ref.key.get("id") not in self.objects:
             raise GoneError("no longer there")
         return verified(ref, self.objects[ref.key["id"]])
@@ -189,13 +190,14 @@ def fit(federation, transport, weights, monkeypatch):
             listen=listen,
             save=_fit.snapshots.append,
             sent=lambda task, model: None,
+            sealing=_fit.sealing,
         )
         _fit.server = Server(configured, parts, "run")
         _fit.events, _fit.endpoints = events, endpoints
         begin = start or Snapshot(0, weights, {}, {}, {})
         return _fit.server.fit(begin).weights, events
 
-    _fit.prepared = _fit.shared = None
+    _fit.prepared = _fit.shared = _fit.sealing = None
     yield _fit
     for clock in clocks:
         clock.close()

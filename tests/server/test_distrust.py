@@ -77,7 +77,7 @@ def test_what_is_not_believed_is_dropped_named_and_counted(fit, weights, script,
 def test_what_claims_too_much_is_not_asked_for(fit, transport, weights, monkeypatch):
     asked = []
     get = transport.get
-    monkeypatch.setattr(transport, "get", lambda ref: asked.append(ref.size) or get(ref))
+    monkeypatch.setattr(transport, "get", lambda ref, *_: asked.append(ref.size) or get(ref))
     most = _most_bytes(largest_encoding(weights))
     fit({"good": train(1.0), "bad": claims(most + 1)}, min_clients=1)
     assert max(asked) <= most
@@ -174,7 +174,7 @@ def test_the_bound_can_be_taken_away(fit, weights):
 
 def test_the_count_stands_in_metrics(fit, federation, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    record = Record.begin(federation(["good", "bad"]), site_code=str(tmp_path))
+    record = Record.begin(federation(["good", "bad"]), str(tmp_path), {})
     fit({"good": train(1.0), "bad": train(float("nan"))}, min_clients=1, on_event=record)
     (line,) = (record.folder / "metrics.jsonl").read_text().splitlines()
     (failure,) = json.loads(line)["failures"]
@@ -231,4 +231,4 @@ def test_a_header_of_2_63_bytes_in_an_update_is_dropped(fit, weights):
 @pytest.mark.parametrize("size", [2**63, LARGEST_BYTES + 1])
 def test_a_reference_of_such_a_size_is_none(size):
     with pytest.raises(TransportError, match="not a reference"):
-        Ref.from_json({"transport": "inline", "key": {}, "size": size, "sha256": ""})
+        Ref.from_json({"transport": "inline", "key": {}, "size": size, "digest": ""})

@@ -1,3 +1,5 @@
+import math
+import resource
 import threading
 import time
 
@@ -9,6 +11,7 @@ from fl.compression import compress
 from fl.config import CompressorConfigs
 from fl.errors import FederationError
 from fl.server import sites
+from fl.server.aggregators.base import HoldError
 from fl.server.clock import RealClock
 from fl.server.events import ClientFailed, RoundEnded, SiteChanged, UpdateReceived, Warned
 from fl.server.federation import RoundError
@@ -147,7 +150,7 @@ def forgotten(result, transport):
         (bad(forgotten), "not a reference"),
         (bad(lambda result, _: result.update(num_samples=-5)), "num_samples is -5"),
         (bad(lambda result, _: result.update(num_samples=True)), "num_samples is True"),
-        (bad(lambda result, _: result["update"].update(sha256="0" * 64)), "digest differs"),
+        (bad(lambda result, _: result["update"].update(digest="0" * 64)), "digest differs"),
         (bad(lambda result, _: result["update"].update(size=2**39)), "its update claims"),
         (replaced({"w": torch.zeros(5)}), "w is"),
         (replaced({"w": torch.full((4,), float("inf"))}), "NaN or infinity"),
@@ -259,7 +262,7 @@ def test_an_update_that_cannot_be_fetched_is_asked_for_again(fit, transport, mon
     monkeypatch.setattr("fl.server.federation.FETCH_PAUSE_SECONDS", 0.05)
     get, tries = transport.get, []
 
-    def interrupted(ref):
+    def interrupted(ref, seconds=math.inf):
         tries.append(ref)
         if 2 < len(tries) < 5:  # the models that "a" and "b" get; then two tries of the server's
             raise UnreachableError("no route to site")
@@ -270,6 +273,56 @@ def test_an_update_that_cannot_be_fetched_is_asked_for_again(fit, transport, mon
     torch.testing.assert_close(result["w"], torch.full((4,), 2.0))
     assert of(ClientFailed, events) == []
     assert transport.objects == {}
+
+
+def test_a_way_that_is_stuck_keeps_no_round_beyond_its_deadline(fit, transport, monkeypatch):
+    """As the server's ProxyStore endpoint while it waits for a dead peer: no get comes back."""
+    monkeypatch.setattr("fl.server.federation.LEAST_FETCH_SECONDS", 0.05)
+    get, given, models = transport.get, [], []
+
+    def stuck(ref, seconds=math.inf):
+        if seconds == math.inf:  # a site's
+            return get(ref)
+        given.append(seconds)
+        if ref.digest == models[0]:
+            return get(ref)
+        time.sleep(seconds)
+        raise UnreachableError("timed out")
+
+    def lucky(request, transport):
+        answer = train(1.0)(request, transport)
+        models[:] = [answer["result"]["update"]["digest"]]
+        return answer
+
+    transport.get = stuck
+    clients = {"a": lucky, "b": train(3.0), "c": train(5.0)}
+    result, events = fit(clients, min_clients=1, round_deadline=0.5, num_global_epochs=2)
+    torch.testing.assert_close(result["w"], torch.full((4,), 2.0))
+    assert [len(ended.updates) for ended in of(RoundEnded, events)] == [1, 1]
+    assert max(given) <= 0.5
+    assert sum(given) < 3.0, "each waits for what those before it have left of the round"
+
+
+def test_what_cannot_be_evicted_holds_up_one_step_once(fit, transport):
+    """The others' objects are evicted after the next step."""
+    evict, tried = transport.evict, []
+
+    def unreachable(ref):
+        tried.append(ref.key["id"])
+        if len(tried) == 1:
+            raise UnreachableError("timed out")
+        evict(ref)
+
+    transport.evict = unreachable
+    steps = []
+    _, events = fit(
+        {"a": train(1.0), "b": train(3.0)},
+        num_global_epochs=2,
+        on_event=lambda event: steps.append(len(tried)) if isinstance(event, RoundEnded) else None,
+    )
+    assert steps == [0, 1]
+    assert len(of(Warned, events)) == 1
+    assert list(transport.objects) == [tried[0]]
 
 
 def test_an_update_that_is_gone_is_trained_again(fit, transport):
@@ -285,6 +338,22 @@ def test_an_update_that_is_gone_is_trained_again(fit, transport):
     result, _ = fit({"a": forgetful})
     torch.testing.assert_close(result["w"], torch.ones(4))
     assert attempts == [1, 1]
+
+
+def test_a_model_that_the_servers_endpoint_has_lost_is_put_again(fit, transport):
+    """Once, however many sites have missed it."""
+
+    def after_a_restart(request, transport):
+        if request["model"]["key"] == {"id": "1"}:
+            transport.objects.pop("1", None)
+            return {"error": {"type": "GoneError", "message": "no longer there", "traceback": ""}}
+        return train(1.0)(request, transport)
+
+    result, events = fit({"a": after_a_restart, "b": after_a_restart})
+    torch.testing.assert_close(result["w"], torch.ones(4))
+    assert of(ClientFailed, events) == []
+    assert transport.puts == 2 + 2, "two models, two updates"
+    assert transport.objects == {}
 
 
 def test_the_servers_own_way_is_waited_for(fit, transport):
@@ -433,3 +502,14 @@ def test_a_step_that_needs_more_updates_than_came_is_named(fit):
             min_clients=2,
             round_deadline=0.2,
         )
+
+
+def test_a_disk_without_room_for_updates_ends_the_run_and_blames_no_site(fit):
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, unlimited[1]))
+    try:
+        with pytest.raises(HoldError, match=r"an update cannot be held there \(File too large\)"):
+            fit({"a": train(1.0), "b": train(1.0)}, aggregator="MedianAggregator")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert not of(ClientFailed, fit.events)

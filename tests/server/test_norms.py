@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from fl.server.norms import NormError, norm, require_norm
+from fl.server.norms import NormError, require_norm
+from fl.tensors import norm
 
 
 def test_the_norm_is_euclids_over_all_floating_point_tensors():

@@ -187,11 +187,46 @@ def test_a_fault_of_the_sites_code_is_not_tried_again(world):
     assert world.sites["a"].sits_out
 
 
-@pytest.mark.parametrize("kind", ["UnreachableError", "BlockEnded"])
+@pytest.mark.parametrize("kind", ["GoneError", "BlockEnded"])
 def test_what_another_try_may_mend_is_tried_again(world, kind):
     world.send("a").set_result(failure(kind))
     assert world.pass_time(3) == []
     assert world.state("a") is State.BACK
+
+
+def test_a_way_for_models_that_is_interrupted_is_given_time_to_come_back(world):
+    """A dead or deaf endpoint is found by cron within a minute, and may need half a minute more."""
+    waited = []
+    for _ in range(sites.WAY_ATTEMPTS - 1):
+        world.send("a").set_result(failure("UnreachableError"))
+        since = world.clock.now()
+        world.pass_time(sites.WAY_PAUSE_SECONDS / 2)
+        assert world.state("a") is State.LOST, "it was asked again at once"
+        while world.state("a") is State.LOST:
+            assert world.pass_time(1) == []
+        waited.append(world.clock.now() - since)
+    assert sum(waited) > 60 + 30 + 15
+    world.send("a").set_result(failure("UnreachableError"))
+    (arrival,) = world.pass_time(2)
+    assert str(arrival.outcome) == "a UnreachableError"
+    assert world.sites["a"].sits_out
+
+
+def test_a_way_that_stays_broken_holds_no_later_round_up(world):
+    for _ in range(sites.WAY_ATTEMPTS):
+        world.send("a").set_result(failure("UnreachableError"))
+        while world.state("a") is State.LOST or world.sites["a"].task:
+            world.pass_time(1)
+    world.sites.stepped(late=False)
+    assert world.sites["a"].idle
+    world.send("a", version=1).set_result(failure("UnreachableError"))
+    world.pass_time(1)
+    assert world.sites["a"].sits_out
+    world.sites.stepped(late=False)
+    world.send("a", version=2).set_result(answer())
+    world.pass_time(1)
+    world.sites.stepped(late=False)
+    assert world.sites["a"].losses == 0, "it is trusted again"
 
 
 def test_a_service_that_cannot_be_asked_says_nothing_of_its_sites(world):
@@ -317,3 +352,15 @@ def test_a_refused_submit_is_a_lost_task(world):
     assert world.state("a") is State.BACK
     assert world.changes("a") == ["queued", "lost", "back"]
     world.endpoints.submit = submit
+
+
+def test_a_site_that_is_sent_ahead_is_idle_again_once_a_worker_is_there(world):
+    world.sites.enter("a", "ahead")
+    assert world.state("a") is State.QUEUED and not world.sites["a"].idle
+    world.pass_time(20)
+    world.endpoints.sent[-1][2].set_result({"result": {}})
+    assert world.pass_time(1) == []  # it is nobody's update
+    assert world.sites["a"].idle and world.sites["a"].waited == 20
+    world.send("a")
+    assert world.sites["a"].task.waited == 20 and world.sites["a"].waited is None
+    assert world.sites["a"].turn == 1

@@ -27,7 +27,7 @@ def test_a_reference_survives_json():
         {**ref().to_json(), "key": {"k": 5}},
         {**ref().to_json(), "key": {"k": "\x1b[2J"}},
         {**ref().to_json(), "transport": "two\nlines"},
-        {**ref().to_json(), "sha256": None},
+        {**ref().to_json(), "digest": None},
     ],
 )
 def test_what_is_no_reference_is_refused(value):

@@ -110,15 +110,31 @@ def test_no_endpoint_of_ours(endpoint):
         ProxystoreTransport([uuid4()])
 
 
-def test_an_endpoint_that_stopped_answering_ends_in_a_deadline(transport, endpoint, monkeypatch):
+@pytest.fixture
+def silent(endpoint, monkeypatch):
+    """The endpoint, when it has stopped answering: it listens, and no more than that."""
     monkeypatch.setattr(proxystore, "BASE_SECONDS", 0.3)
     frozen = [psutil.Process(endpoint[1].pid)]
     frozen += frozen[0].children(recursive=True)
     for process in frozen:
         process.suspend()
-    try:
-        with pytest.raises(TransportError, match="timed out"):
-            transport.put(b"model")
-    finally:
-        for process in frozen:
-            process.resume()
+    yield endpoint
+    for process in frozen:
+        process.resume()
+
+
+def test_an_endpoint_that_stopped_answering_ends_in_a_deadline(transport, silent):
+    with pytest.raises(TransportError, match="timed out"):
+        transport.put(b"model")
+
+
+def test_nor_for_longer_than_the_caller_waits(transport, silent, monkeypatch):
+    monkeypatch.setattr(proxystore, "BASE_SECONDS", 600)
+    ref = Ref("proxystore", {"object_id": "1", "endpoint_id": silent[0].uuid}, 5, "")
+    with pytest.raises(TransportError, match=r"timed out.*read timeout=0\.2"):
+        transport.get(ref, 0.2)
+
+
+def test_nor_is_it_waited_for_to_begin_with(silent):
+    with pytest.raises(TransportError, match=r"answers from here \(ReadTimeout"):
+        ProxystoreTransport([UUID(silent[0].uuid)])

@@ -20,6 +20,7 @@ from fl.server.aggregators.rounds import (
     FedYogi,
     Scaffold,
 )
+from fl.server.aggregators.secure import SecureFedAvg
 
 __all__ = [
     "Aggregator",
@@ -39,6 +40,7 @@ __all__ = [
     "MultiKrum",
     "Pace",
     "Scaffold",
+    "SecureFedAvg",
     "TrimmedMean",
     "open_aggregator",
 ]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import mmap
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
+from fl.errors import FederationError
 from fl.server.aggregation import ROLES, WeightedMean
 from fl.server.strategies import State, add_delta
-from fl.tensors import Tensors
+from fl.tensors import Tensors, decode, pieces
 
 Wants = Literal["difference", "model"]
 
@@ -77,6 +80,7 @@ class Aggregator(Protocol):
 
         Raises:
             ValueError: It weighs nothing, such as one that is stale beyond what numbers can tell.
+            FederationError: The server itself has no room for it.
         """
         ...
 
@@ -159,8 +163,16 @@ class Streaming(Aggregator, ABC):
         """The next model, from the mean of what `wants` says."""
 
 
+class HoldError(FederationError):
+    """The server's disk has no room for a round's updates."""
+
+
 class Holding(Aggregator, ABC):
-    """Holds every update until the step: N models, as rules need that compare updates."""
+    """Holds every update until the step, as rules need that compare updates.
+
+    They lie in files, in `tempfile.gettempdir()`, which have no name any more and are read a slice
+    at a time: N models of disk, and no more memory than the kernel has to spare.
+    """
 
     def __init__(self) -> None:
         self._updates: list[Tensors] = []
@@ -170,8 +182,12 @@ class Holding(Aggregator, ABC):
         return {}
 
     def add(self, update: Tensors, contribution: Contribution) -> None:  # noqa: ARG002 - all alike
-        """Keep one update."""
-        self._updates.append(update)
+        """Keep one update.
+
+        Raises:
+            HoldError: The disk is full.
+        """
+        self._updates.append(_on_disk(update))
 
     def step(self, weights: Tensors) -> Tensors:
         """Make the next model from all updates."""
@@ -188,8 +204,22 @@ class Holding(Aggregator, ABC):
         roles = [f"update {index}" for index in range(len(state))]
         if foreign := sorted(state.keys() - set(roles)):
             raise ValueError(f"{foreign[0]} is no state of {type(self).__name__}")
-        self._updates = [state[role] for role in roles]
+        self._updates = [_on_disk(state[role]) for role in roles]
 
     @abstractmethod
     def _combine(self, updates: Sequence[Tensors]) -> Tensors:
         """One difference of many."""
+
+
+def _on_disk(tensors: Tensors) -> Tensors:
+    """The same tensors as views of a file, which goes when they do."""
+    try:
+        with tempfile.TemporaryFile(prefix="fl-update.") as file:
+            file.writelines(pieces(tensors))
+            file.flush()
+            return decode(memoryview(mmap.mmap(file.fileno(), 0)))
+    except OSError as error:
+        raise HoldError(
+            f"{tempfile.gettempdir()}: an update cannot be held there ({error.strerror}); make "
+            "room, or name another folder in TMPDIR"
+        ) from error

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Iterable, Sequence
 from typing import Annotated, ClassVar
 
-import numpy as np
 import torch
 from pydantic import Field
 
+from fl import privacy
 from fl.config import Section
+from fl.privacy import Spent, noisy
 from fl.server.aggregators.base import Contribution, Streaming
 from fl.server.aggregators.settings import Positive
-from fl.server.norms import norm
 from fl.server.strategies import State, add_delta
 from fl.server.strategies.steps import wide
-from fl.tensors import Tensors
-
-SEED_BITS = 256
-"""Of the operating system's randomness, for each step's noise."""
+from fl.tensors import Tensors, norm
 
 
 class DPFedAvg(Streaming):
@@ -30,8 +26,8 @@ class DPFedAvg(Streaming):
     together. Their sum is divided by the number of the federation's clients, whoever answered: a
     client that joins or leaves then moves the mean by at most `clip_norm` / N, while a denominator
     of those who answered would move with it too. Gaussian noise of standard deviation
-    `noise_multiplier clip_norm / N` is added to every floating number, frozen ones too, for which
-    are trained only clients know. What is not floating stays as the server has it.
+    `noise_multiplier clip_norm / N` is added to every floating number that travels. What is not
+    floating stays as the server has it.
 
     Epsilon is that of the Gaussian mechanism, once a step: every client is taken for one that took
     part in each, so nothing is gained by those who did not.
@@ -106,7 +102,7 @@ class DPFedAvg(Streaming):
         answered = self._mean.count / self._num_clients
         deviation = settings.noise_multiplier * settings.clip_norm / self._num_clients
         # A generator that is forgotten with the step.
-        draw = np.random.default_rng(secrets.randbits(SEED_BITS))
+        draw = privacy.generator()
         noised = {name: noisy(answered * tensor, deviation, draw) for name, tensor in mean.items()}
         self._memory = {self.NOISED: {"steps": torch.tensor(self._steps() + 1)}}
         unmoved = {name: weights[name] for name in weights.keys() - noised.keys()}
@@ -138,29 +134,8 @@ def clipped(update: Tensors, most: float) -> Tensors:
     return {name: wide(t) * scale for name, t in update.items() if t.is_floating_point()}
 
 
-def noisy(tensor: torch.Tensor, deviation: float, draw: np.random.Generator) -> torch.Tensor:
-    """A tensor and independent Gaussian noise.
-
-    NumPy's generator takes all of a seed; torch's keeps 32 bits of it, few enough to be tried.
-
-    Args:
-        tensor: Float32 or float64.
-        deviation: The noise's standard deviation.
-        draw: Where it comes from.
-
-    Returns:
-        The sum, as wide as the tensor.
-    """
-    wanted = np.float64 if tensor.dtype == torch.float64 else np.float32
-    noise = torch.from_numpy(np.asarray(draw.standard_normal(tuple(tensor.shape), dtype=wanted)))
-    return tensor.add(noise.to(tensor.device), alpha=deviation)
-
-
 def epsilon(noise_multiplier: float, steps: int, delta: float) -> float:
-    """What some steps of the Gaussian mechanism cost, by the RDP accountant of dp-accounting.
-
-    Neighbours are federations with and without one client (https://arxiv.org/abs/1702.07476 is the
-    method, https://github.com/google/differential-privacy/tree/main/python the package).
+    """What some steps cost that every client took part in.
 
     Args:
         noise_multiplier: The noise's standard deviation by the sensitivity, positive.
@@ -171,16 +146,6 @@ def epsilon(noise_multiplier: float, steps: int, delta: float) -> float:
         Epsilon.
 
     Raises:
-        ValueError: The package is not installed.
+        ValueError: The accountant is not installed.
     """
-    try:
-        import dp_accounting
-        from dp_accounting import rdp
-    except ImportError as error:
-        raise ValueError(
-            f"differential privacy needs one package more ({error}): pip install 'fl-hpc[privacy]'"
-        ) from error
-    accountant = rdp.RdpAccountant()
-    if steps:
-        accountant.compose(dp_accounting.GaussianDpEvent(noise_multiplier), steps)
-    return float(accountant.get_epsilon(delta))
+    return privacy.epsilon([Spent(noise_multiplier, 1.0, steps)], delta)

@@ -8,7 +8,7 @@ from typing import Any
 
 from fl.config import Arguments, ConfigError
 from fl.server import registry
-from fl.server.aggregators import arrivals, private, robust, rounds
+from fl.server.aggregators import arrivals, private, robust, rounds, secure
 from fl.server.aggregators.base import Aggregator
 
 GROUP = "fl.aggregators"
@@ -25,6 +25,7 @@ OURS: Mapping[str, type[Any]] = {
         rounds.FedNova,
         rounds.Scaffold,
         private.DPFedAvg,
+        secure.SecureFedAvg,
         arrivals.FedAsync,
         arrivals.FedBuff,
         arrivals.FedCompass,

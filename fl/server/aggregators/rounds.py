@@ -219,8 +219,7 @@ class FedNova(_Rounds):
 class Scaffold(_Rounds):
     """Control variates against client drift (Karimireddy et al. 2020, arXiv 1910.06378).
 
-    The server's control variate has a tensor for every floating parameter, since only clients know
-    which of them are trained; for the others it stays zero.
+    The server's control variate has a tensor for every floating parameter that travels.
     """
 
     PREFIX: ClassVar[str] = "control/"

@@ -6,7 +6,7 @@ assignments for idle sites, and with what becomes of the updates that have arriv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -26,8 +26,10 @@ class Answer:
         steps: Minibatch steps it took.
         metrics: The client's own numbers.
         seconds: At the site, by phase.
-        sent: When the task was sent, by the loop's clock.
+        sent: When the task was sent, by the loop's clock; as much earlier as its site had waited
+            for a worker, where it was sent ahead.
         arrived: When its answer came.
+        num_validation_samples: Samples that it evaluated the model on before training, or 0.
     """
 
     client_id: str
@@ -40,6 +42,7 @@ class Answer:
     seconds: dict[str, float]
     sent: float
     arrived: float
+    num_validation_samples: int = 0
 
     @property
     def queue_seconds(self) -> float:
@@ -73,7 +76,9 @@ class View:
         began: When it took the last one.
         clients: Every site, in the configuration's order.
         idle: Sites that can take a task now.
+        entered: Those of them where a worker is there for a task, and the seconds that it took.
         busy: Sites with a task, and the version that each was sent.
+        entering: Sites that wait for a worker, and no more.
         pending: Lost sites of which it is not known yet whether they are offline.
         offline: Lost sites that are, each with the reason.
         waiting: Updates that have arrived and were neither folded in nor dropped.
@@ -86,7 +91,9 @@ class View:
     began: float
     clients: Sequence[str]
     idle: Sequence[str] = ()
+    entered: Mapping[str, float] = field(default_factory=dict)
     busy: dict[str, int] = field(default_factory=dict)
+    entering: Sequence[str] = ()
     pending: Sequence[str] = ()
     offline: dict[str, str] = field(default_factory=dict)
     waiting: Sequence[Answer] = ()
@@ -109,7 +116,7 @@ class View:
             What follows "round 3 can have".
         """
         waited = f"no answer within {self.now - self.began:.1f} s"
-        silent = dict.fromkeys([*self.busy, *self.pending], waited)
+        silent = dict.fromkeys([*self.busy, *self.entering, *self.pending], waited)
         named = "; ".join(
             f"{name}: {reason}" for name, reason in (silent | self.offline | self.failed).items()
         )
@@ -124,11 +131,14 @@ class Assignment:
         client_id: The site.
         steps: Minibatch steps, or None for what `train_configs` say.
         learning_rate_scale: Factor of its learning rate.
+        enters: Whether it shall only wait for a worker, and be idle again once one is there: the
+            model that it is sent then is the newest.
     """
 
     client_id: str
     steps: int | None = None
     learning_rate_scale: float = 1.0
+    enters: bool = False
 
 
 @dataclass(frozen=True)

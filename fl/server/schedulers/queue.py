@@ -28,6 +28,8 @@ GUESS = QueueEstimate(2.0, 0.0)
 """What FedQueue's authors expect of a queue that they have not seen."""
 PATIENCE = 1.15
 """Cut-offs after which FedQueue's authors close a round."""
+CALM_SECONDS = 30.0
+"""A queue that is expected to be shorter is not worth going ahead: that costs a round trip."""
 
 
 class FedQueue:
@@ -141,8 +143,11 @@ class FedQueue:
 class Pace:
     """Our own: every site always works, and the server steps when that brings most per second.
 
-    A site gets local steps in proportion to the queue that it has to go through for them, so that
-    one with long queues does its part. When updates are there, the arrivals that are predicted say
+    A site is sent ahead into its batch queue and gets its task once a worker is there: however
+    long that took, it trains the newest model, and it queues while its last update waits for
+    others. That is left out where hardly any queue is expected. A site gets local steps in
+    proportion to the queue that it went through for them, so that one with long queues does its
+    part. When updates are there, the arrivals that are predicted say
     whether to wait for more (`pace_close`): sites whose queues are alike arrive together and are
     averaged; none waits for a queue that is longer than its update is worth, and what comes later
     goes into a later step. A site that outlives its prediction by the queue's spread is no longer
@@ -174,11 +179,13 @@ class Pace:
         self._expected: dict[str, tuple[float, float]] = {}
 
     def assign(self, view: View) -> list[Assignment]:
-        """See `Scheduler.assign`: whoever is idle and whose last update is used."""
+        """See `Scheduler.assign`: who is there and whose last update is used; others go ahead."""
         waiting = {answer.client_id for answer in view.waiting}
-        names = [name for name in view.idle if name not in waiting]
-        typical = self._sites.typical_delay() if names else 0.0
-        return [self._task(name, typical, view.now) for name in names]
+        there = {name for name in view.idle if name in view.entered or self._is_calm(name)}
+        ahead = [self._ahead(name, view.now) for name in view.idle if name not in there]
+        return ahead + [
+            self._task(name, view) for name in view.idle if name in there and name not in waiting
+        ]
 
     def decide(self, view: View) -> Decision:
         """See `Scheduler.decide`."""
@@ -210,23 +217,44 @@ class Pace:
         """See `Scheduler.restore`."""
         self._sites.restore(state)
 
-    def _task(self, name: str, typical: float, now: float) -> Assignment:
+    def _is_calm(self, name: str) -> bool:
+        """Whether so little queue is expected of a site that going ahead is not worth it."""
+        queue = self._sites.queues.get(name)
+        return queue is not None and queue.mean + queue.spread < CALM_SECONDS
+
+    def _ahead(self, name: str, now: float) -> Assignment:
+        """Have a site wait for a worker; when its answer is expected is kept."""
+        self._expect(name, now, self._sites.queues.get(name), self._steps(name))
+        return Assignment(name, enters=True)
+
+    def _task(self, name: str, view: View) -> Assignment:
         """A site's steps; when its answer is expected is kept."""
-        base = self._settings.local_steps
-        self._expected.pop(name, None)
-        if name not in self._sites.queues:
-            return Assignment(name, base)
-        queue = self._sites.queues[name]
-        steps = pace_steps(queue.mean, typical, base, most=self._settings.most)
-        arrival = now + queue.mean + steps * self._sites.speeds[name]
-        self._expected[name] = arrival, arrival + queue.spread
+        steps = self._steps(name, view.entered.get(name))
+        queue = QueueEstimate(0.0, 0.0) if name in view.entered else self._sites.queues.get(name)
+        self._expect(name, view.now, queue, steps)
         return Assignment(name, steps)
+
+    def _steps(self, name: str, waited: float | None = None) -> int:
+        """In proportion to the queue that it has gone through, or else is expected to."""
+        typical = self._sites.typical_delay()
+        if waited is None:
+            waited = self._sites.queues.get(name, QueueEstimate(typical, 0.0)).mean
+        return pace_steps(waited, typical, self._settings.local_steps, most=self._settings.most)
+
+    def _expect(self, name: str, now: float, queue: QueueEstimate | None, steps: int) -> None:
+        """Keep when a site's answer is expected, where that is known."""
+        self._expected.pop(name, None)
+        if queue is not None and name in self._sites.speeds:
+            arrival = now + queue.mean + steps * self._sites.speeds[name]
+            self._expected[name] = arrival, arrival + queue.spread
 
     def _moment(self, view: View, have: int) -> float:
         """When to step; one that is overdue is expected at the end of its spread."""
-        if have < self._settings.min_updates and view.busy:
+        waiting = {answer.client_id for answer in view.waiting}  # they train after the step
+        under_way = {*view.busy, *view.entering} - waiting
+        if have < self._settings.min_updates and (under_way or {*view.idle} - waiting):
             return math.inf
-        expected = [self._expected[name] for name in view.busy if name in self._expected]
+        expected = [self._expected[name] for name in under_way if name in self._expected]
         moments = [mean if mean > view.now else latest for mean, latest in expected]
         return pace_close(have, view.began, view.now, moments)
 

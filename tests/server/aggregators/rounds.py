@@ -7,7 +7,7 @@ from fl.server.aggregators import Contribution, open_aggregator
 from fl.server.aggregators.registry import OURS
 
 CLIENTS = [f"site-{letter}" for letter in "abcdef"]
-NAMES = list(OURS)
+NAMES = [name for name in OURS if name != "SecureFedAvgAggregator"]  # takes what is masked: its own
 SAMPLES = dict(zip(CLIENTS, (120, 40, 300, 75, 18, 210), strict=True))
 
 

@@ -12,7 +12,8 @@ from rich.console import Console
 from torch import nn
 
 from fl import run
-from fl.config import ConfigError, Files
+from fl.config import ConfigError
+from fl.config_files import Files
 from fl.history import read_history
 from fl.progress import describe
 from fl.server.aggregators.private import clipped, epsilon

@@ -84,7 +84,7 @@ def test_a_users_package_adds_one(install):
     [
         ("LargstAggregator", {}, "aggregator: LargstAggregator is unknown; did you mean Largest"),
         ("LargestAggregator", {"facto": 1}, "aggregator_kwargs.facto: unknown key; did you mean f"),
-        ("BareAggregator", {}, "their-package (their_module:Bare) is no class that has Settings"),
+        ("BareAggregator", {}, "BareAggregator is no class that has Settings"),
         ("NoneAggregator", {}, "their-package (their_module:None_) cannot be loaded (Attribute"),
         ("BrokenAggregator", {}, "cannot be loaded (ModuleNotFoundError: No module named 'not_in"),
     ],

@@ -49,23 +49,35 @@ def test_fedqueue_goes_on_where_nobody_is_admitted(simulate, site):
 def test_pace_gives_long_queues_more_steps_and_waits_for_nobody_in_them(simulate, site):
     trace = simulate({"a": site(100), "b": site(100), "c": site(1000)}, 11, **PACE)
     assert trace[:9] == [(110 * n, "a0 b0") for n in range(1, 10)]
-    assert trace[9:] == [(1010, "c9"), (1100, "a1 b1")]
-    assert [steps for name, steps, _ in simulate.asked if name == "c"] == [10, 40]
+    # c trains what is newest at 1000 s, not what was when it was sent.
+    assert trace[9:] == [(1040, "c0"), (1100, "a0 b0")]
+    assert [steps for name, steps, _ in simulate.asked if name == "c"] == [40]
 
 
 def test_pace_waits_for_who_is_near_but_not_beyond_the_spread(simulate, site):
-    # At 220 s a waits for b, expected at 240: sqrt(2) / 120 is more than 1 / 100. At 350 it waits
-    # again, to the end of b's spread: 360 and 0.7 * 55.
-    trace = simulate({"a": site(100), "b": site(110, 110, 5000)}, 4, **PACE)
-    assert trace == [(110, "a0"), (120, "b1"), (240, "a1 b0"), (398.5, "a0")]
+    # b's steps follow its wait. At 231 s the server steps, so that b trains on what a did. At 330 a
+    # waits for b, expected at 361, and then to the end of b's spread, 0.7 * 55.
+    trace = simulate({"a": site(100), "b": site(110, 110, 5000)}, 5, **PACE)
+    assert trace == [(110, "a0"), (121, "b0"), (231, "a0"), (241, "b0"), (399.5, "a0")]
 
 
 def test_pace_steps_by_as_many_as_it_is_told_if_they_can_come(simulate, site):
     settings = {**PACE, "scheduler_kwargs": {"local_steps": 10, "min_updates": 2}}
     trace = simulate({"a": site(100), "b": site(300)}, 2, **settings)
-    assert trace[0] == (310, "a0 b0")
+    assert trace[0] == (330, "a0 b0")
     settings["scheduler_kwargs"]["min_updates"] = 3
-    assert simulate({"a": site(100), "b": site(300)}, 1, **settings) == [(310, "a0 b0")]
+    assert simulate({"a": site(100), "b": site(300)}, 1, **settings) == [(330, "a0 b0")]
+
+
+def test_pace_sends_nobody_ahead_where_hardly_any_queue_is_expected():
+    scheduler = schedulers.Pace(schedulers.Pace.Settings(), Limits(1, 1000))
+    for name, queued in (("calm", 5), ("long", 500)):
+        scheduler.observe(answer(name, queued, 40.0, 20))
+    names = ["calm", "long", "new", "there"]
+    assigned = scheduler.assign(View(0, 1, 0, names, idle=names, entered={"there": 700.0}))
+    assert {a.client_id: a.enters for a in assigned} == {
+        "calm": False, "long": True, "new": True, "there": False,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
-"""Makes the pictures of the documentation, of two trainings that it does itself.
+"""Makes the pictures of a run and of its report, of two trainings that it does itself.
 
     pip install playwright && apt-get install chromium
-    python docs/pictures.py
+    python docs/pictures/runs.py
 
 Digits are trained over four sites in processes of this machine, twice, and two workers of the first
-run are killed on the way. It takes some minutes and writes docs/pictures/: what a terminal shows as
-SVG, the report as PNG at 1280 and 390 pixels, light and dark.
+run are killed on the way. It takes some minutes and writes beside itself what a terminal shows as
+SVG, and the report as PNG at 1280 and 390 pixels, light and dark.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 from playwright.sync_api import Browser, sync_playwright
 from rich.console import Console, RenderableType
 
@@ -33,8 +32,8 @@ from fl.report.page import write_report
 from fl.server.events import RoundStarted
 from fl.status import show, status
 
-TOP = Path(__file__).parents[1]
-PICTURES = TOP / "docs" / "pictures"
+PICTURES = Path(__file__).parent
+EXPERIMENT = Path(__file__).parents[2] / "examples" / "digits"
 FL_RUN = Path(sys.executable).with_name("fl-run")
 SITES = ["site-a", "site-b", "site-c", "site-d"]
 ROUNDS = 20
@@ -50,20 +49,24 @@ def main() -> None:
         os.chdir(folder)  # so that the folders that are shown are short
         first = train(Path("momentum"), killing=True)
         terminal("run", lambda: live_table(first))
-        second = train(Path("plain"), optim_args={"lr": 0.05})
+        second = train(Path("plain"), "client_configs.train_configs.optim_args={lr: 0.05}")
         runs = [first.rename("momentum-0.9"), second.rename("no-momentum")]
         report = Path("report.html").absolute()
         write_report(runs, report)
         photograph(report)
 
 
-def train(folder: Path, *, killing: bool = False, **train_configs: Any) -> Path:
+def train(folder: Path, *overrides: str, killing: bool = False) -> Path:
     """One run to its end; its folder. With `killing`, `fl status` is photographed on the way."""
-    folder.mkdir()
-    write_files(folder, train_configs)
+    settings = [
+        f"server_configs.num_clients={len(SITES)}",
+        f"server_configs.num_global_epochs={ROUNDS}",
+        f"server_configs.logging_output_dirname={folder / 'runs'}",
+        "data_configs.dataset_kwargs.partition_strategy=dirichlet",
+        *overrides,
+    ]
     process = subprocess.Popen(
-        [FL_RUN, "--server", folder / "server.yaml", "--clients", folder / "clients.yaml"],
-        env={**os.environ, "FL_SITE_CODE": str(TOP / "examples")},
+        [FL_RUN, EXPERIMENT, *(f"--set={setting}" for setting in settings)],
         stdout=subprocess.DEVNULL,
     )
     try:
@@ -78,29 +81,6 @@ def train(folder: Path, *, killing: bool = False, **train_configs: Any) -> Path:
     finally:
         process.kill()
     return find_run(folder / "runs")
-
-
-def write_files(folder: Path, train_configs: dict[str, Any]) -> None:
-    """server.yaml and clients.yaml of the digits example, with every site on this machine."""
-    experiment = yaml.safe_load((TOP / "examples" / "digits" / "experiment.yml").read_text())
-    data = experiment.pop("data_configs")
-    experiment["client_configs"]["train_configs"] |= {"do_validation": True, **train_configs}
-    experiment["server_configs"] |= {
-        "num_clients": len(SITES),
-        "num_global_epochs": ROUNDS,
-        "logging_output_dirname": str(folder / "runs"),
-    }
-    split = {"num_clients": len(SITES), "partition_strategy": "dirichlet"}
-    clients = [
-        {
-            "endpoint_id": "local",
-            "client_id": name,
-            "data_configs": {**data, "dataset_kwargs": {**split, "client_id": index}},
-        }
-        for index, name in enumerate(SITES)
-    ]
-    (folder / "server.yaml").write_text(yaml.safe_dump(experiment))
-    (folder / "clients.yaml").write_text(yaml.safe_dump({"clients": clients}))
 
 
 def rounds_of(folder: Path) -> int:

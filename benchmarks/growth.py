@@ -1,0 +1,72 @@
+"""How a round's cost grows with clients and with the model, as slopes of log-log lines.
+
+    python -m benchmarks.growth [picture.svg]
+
+Claim: twice the clients, or twice the model, cost at most 2.14 times the seconds (a slope of 1.1).
+Clients are local and do not train; what is small enough costs the loop's own milliseconds, so that
+a slope is fitted to the upper half of its line.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+
+import altair as alt
+
+from benchmarks.big_rounds import rounds
+
+CLIENTS = (1, 4, 16, 64, 256, 1024)  # with a model of 1 MB
+MEGABYTES = (1, 4, 16, 64, 256, 1024)  # with two clients
+ROUNDS = 5
+
+
+def main() -> None:
+    """Measure both lines, fit, draw."""
+    lines = {
+        "clients, 1 MB": {count: seconds(1, count) for count in CLIENTS},
+        "MB, 2 clients": {size: seconds(size, 2) for size in MEGABYTES},
+    }
+    for name, line in lines.items():
+        print(f"{name:14} " + "  ".join(f"{x}: {y:.3f} s" for x, y in line.items()))
+        print(f"{'':14} slope of the upper half: {slope(line):.2f}")
+    if len(sys.argv) > 1:
+        draw(lines, sys.argv[1])
+
+
+def seconds(megabytes: float, clients: int) -> float:
+    """The median of the warm rounds of one run."""
+    run = rounds(megabytes, clients, ROUNDS)
+    return statistics.median(entry["seconds"]["total"] for entry in run)
+
+
+def slope(line: dict[int, float]) -> float:
+    """The exponent by which the upper half of a line grows: least squares of the logarithms."""
+    upper = [(math.log(x), math.log(y)) for x, y in line.items()][len(line) // 2 :]
+    xs, ys = zip(*upper, strict=True)
+    return statistics.linear_regression(xs, ys).slope
+
+
+def draw(lines: dict[str, dict[int, float]], file: str) -> None:
+    """Both lines, on logarithmic axes."""
+    rows = [
+        {"of": name, "number": x, "seconds": y}
+        for name, line in lines.items()
+        for x, y in line.items()
+    ]
+    scale = alt.Scale(type="log")
+    chart = (
+        alt.Chart(alt.Data(values=rows), width=480, height=280)
+        .mark_line(point=True)
+        .encode(
+            x=alt.X("number:Q", title="clients, or MB of the model", scale=scale),
+            y=alt.Y("seconds:Q", title="seconds a round", scale=scale),
+            color=alt.Color("of:N", title=None),
+        )
+    )
+    chart.save(file)
+
+
+if __name__ == "__main__":
+    main()

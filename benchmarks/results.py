@@ -1,0 +1,88 @@
+"""Run the benchmarks, and write what each claimed and printed to `benchmarks/RESULTS.md`.
+
+    python -m benchmarks.results [script ...]
+
+Without arguments all of them run; with some, only their sections change. A section says when it was
+measured, and how busy the machine was before: figures of a busy machine are worth their ratios.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import platform
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+RESULTS = FOLDER / "RESULTS.md"
+PRIVATE = ("tests/private_loopback.py", sys.executable)
+"""Before scripts that start daemons: a loopback of their own."""
+
+ARGUMENTS = {
+    "big_rounds": ("100", "400"),
+    "daemon_rounds": ("100",),
+    "small_rounds": (),
+    "growth": ("docs/pictures/growth.svg",),
+    "round_overhead": (),
+    "updates": ("100", "64"),
+    "sums": (),
+    "robust": ("100", "16"),
+    "formats": (),
+    "hub": (),
+    "secure_sums": (),
+}
+"""Scripts that take minutes, in the order of their sections."""
+DAEMONS = ("daemon_rounds", "round_overhead", "hub")
+HEAD = """# Measured
+
+Written by `make bench`: each script's claim, and what it printed. Ratios are against a peer or a
+limit measured in the same run. Peers are of the versions in `peers.txt`.
+"""
+
+
+def main(names: list[str]) -> None:
+    """Run the scripts named, or all, and replace their sections."""
+    sections = read(RESULTS)
+    for name in names or ARGUMENTS:
+        sections[name] = measure(name)
+        body = "".join(f"\n## {key}\n\n{sections[key]}" for key in ARGUMENTS if key in sections)
+        RESULTS.write_text(HEAD + body)
+
+
+def read(file: Path) -> dict[str, str]:
+    """Sections by name; none where there is no file yet."""
+    text = file.read_text() if file.exists() else ""
+    parts = re.split(r"^## (\w+)\n\n", text, flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], (part.rstrip() + "\n" for part in parts[1::2]), strict=True))
+
+
+def measure(name: str) -> str:
+    """One section: the claim, the machine, the command and its output."""
+    before = PRIVATE if name in DAEMONS else ()
+    command = (*before, "-m", f"benchmarks.{name}", *ARGUMENTS[name])
+    load = os.getloadavg()[0]
+    print(f"{name} ...", flush=True)
+    done = subprocess.run(
+        (sys.executable, *command), cwd=FOLDER.parent, stdout=subprocess.PIPE, text=True, check=True
+    )
+    shown = " ".join("python" if word == sys.executable else word for word in command)
+    return (
+        f"{claim(FOLDER / f'{name}.py')}\n\n"
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores of {platform.machine()}, "
+        f"load {load:.1f} before.\n\n"
+        f"```console\n$ python {shown}\n{done.stdout.rstrip()}\n```\n"
+    )
+
+
+def claim(script: Path) -> str:
+    """The paragraph of a script's docstring that says what it is to prove."""
+    text = ast.get_docstring(ast.parse(script.read_text())) or ""
+    return next(part for part in text.split("\n\n") if part.startswith("Claim")).replace("\n", " ")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,186 @@
+"""What a configuration names, built at the server: whatever of it cannot be meant fails here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from fl.client import data, frozen, trainer
+from fl.config import ConfigError, Federation, TrainConfigs
+from fl.errors import FederationError
+from fl.server.aggregators import Aggregator, SecureFedAvg, open_aggregator
+from fl.server.federation import Evaluator
+from fl.server.schedulers import Scheduler, open_scheduler
+from fl.server.sources import sources
+from fl.tensors import Tensors
+from fl.trackers import open_trackers
+
+
+class Algorithm:
+    """All that the configuration names, built at the server; what is wrong fails here.
+
+    Args:
+        federation: The configuration.
+        file: Where it stands, for messages.
+
+    Attributes:
+        frozen: The model's frozen parameters.
+
+    Raises:
+        ConfigError: The aggregator, the scheduler or a tracker is unknown, or does not take its
+            settings.
+        FederationError: The model or the held-out set cannot be built at the server.
+    """
+
+    def __init__(self, federation: Federation, file: Path) -> None:
+        self.model = trainer.build_model(federation.client_configs.model_configs)
+        require_training(federation, self.model, file)
+        self.frozen = frozen.frozen(self.model)
+        self.aggregator, self.scheduler = open_steps(federation, self.model, file)
+        self.evaluate = _evaluator(federation)
+        self.trackers = open_trackers(federation.server_configs.trackers, file=file)
+
+
+def open_steps(
+    federation: Federation, model: nn.Module, file: Path
+) -> tuple[Aggregator, Scheduler]:
+    """What makes the next model, and what says when.
+
+    Args:
+        federation: The configuration.
+        model: The run's.
+        file: Where the configuration stands, for messages.
+
+    Returns:
+        The aggregator and the scheduler.
+
+    Raises:
+        ConfigError: One of them is unknown, does not take its settings, or does not go with the
+            clients' trainer or the format of updates.
+    """
+    configs, weights = federation.server_configs, frozen.travelling(model)
+    aggregator = open_aggregator(
+        configs.aggregator,
+        configs.aggregator_kwargs,
+        [client.client_id for client in federation.clients],
+        buffers=[name for name, _ in model.named_buffers() if name in weights],
+        file=file,
+    )
+    controls = bool(aggregator.extra(weights))
+    for client in federation.clients:
+        kind = federation.train_configs(client).trainer
+        if controls != (kind == "ScaffoldTrainer"):
+            raise ConfigError(
+                f"{file}: {client.client_id} trains by {kind}, which does not go with "
+                f"{configs.aggregator}: ScaffoldAggregator and ScaffoldTrainer need each other"
+            )
+    compressor = federation.client_configs.comm_configs.compressor_configs
+    sparse = compressor.enable_compression and compressor.top_k is not None
+    if sparse and (controls or aggregator.wants != "difference"):
+        raise ConfigError(
+            f"{file}: client_configs.comm_configs.compressor_configs.top_k needs an aggregator "
+            f"that takes differences alone, which {configs.aggregator} does not"
+        )
+    if isinstance(aggregator, SecureFedAvg):
+        require_secure(federation, aggregator, file)
+    return aggregator, open_scheduler(configs, aggregator.updates_per_step, file=file)
+
+
+def require_secure(federation: Federation, aggregator: SecureFedAvg, file: Path) -> None:
+    """Refuse what cannot be had of updates that nobody sees.
+
+    Args:
+        federation: The configuration.
+        aggregator: What sums them.
+        file: Where the configuration stands, for messages.
+
+    Raises:
+        ConfigError: Something else asks for single updates, or a round may have too few.
+    """
+    configs = federation.server_configs
+    if configs.scheduler != "SyncScheduler":
+        raise ConfigError(
+            f"{file}: server_configs.scheduler: {configs.scheduler} does not go with "
+            f"{configs.aggregator}: a sum is of the sites of one round, as SyncScheduler has them"
+        )
+    if federation.client_configs.comm_configs.compressor_configs.enable_compression:
+        raise ConfigError(
+            f"{file}: client_configs.comm_configs.compressor_configs.enable_compression does not "
+            f"go with {configs.aggregator}: masked numbers cannot be made narrower, nor compressed"
+        )
+    needed = configs.min_clients or configs.num_clients
+    if needed < aggregator.threshold:
+        raise ConfigError(
+            f"{file}: server_configs.min_clients is {needed}, but it takes {aggregator.threshold} "
+            f"sites to unmask a sum (aggregator_kwargs.threshold)"
+        )
+
+
+def require_training(federation: Federation, model: nn.Module, file: Path) -> None:
+    """See, before anything is sent, that every client's training settings can be meant.
+
+    Args:
+        federation: The configuration.
+        model: The run's.
+        file: Where the configuration stands, for messages.
+
+    Raises:
+        ConfigError: An optimizer, loss or schedule is unknown or refuses its arguments; or source
+            that is to be shipped cannot be.
+    """
+    for client in federation.clients:
+        if federation.server_configs.ship_source:
+            sources(federation, client)
+        try:
+            trainer.require_settings(model, federation.train_configs(client))
+        except trainer.TrainingError as error:
+            raise ConfigError(f"{file}: {client.client_id}: {error}") from error
+
+
+def held_out(federation: Federation) -> tuple[Dataset[Any], TrainConfigs] | None:
+    """What global models are evaluated on at the server.
+
+    Args:
+        federation: The configuration.
+
+    Returns:
+        The held-out set, and how to evaluate on it; None without `server_validation`.
+
+    Raises:
+        FederationError: The server's loader does not give it.
+    """
+    configs, shared = federation.server_configs, federation.client_configs.train_configs
+    if not configs.server_validation or configs.data_configs is None:
+        return None
+    found = data.datasets(configs.data_configs)[1]
+    if found is None:
+        raise FederationError(
+            f"{configs.data_configs.dataset_path}: server_validation needs a second data set, "
+            "the loader returned None"
+        )
+    return found, TrainConfigs(
+        loss_fn=shared.loss_fn,
+        loss_fn_path=shared.loss_fn_path,
+        loss_fn_name=shared.loss_fn_name,
+        loss_fn_kwargs=shared.loss_fn_kwargs,
+        val_batch_size=shared.val_batch_size,
+        device=configs.device,
+    )
+
+
+def _evaluator(federation: Federation) -> Evaluator | None:
+    """Evaluates global models at the server, where that is configured."""
+    found = held_out(federation)
+    if found is None:
+        return None
+    dataset, settings = found
+    model = trainer.build_model(federation.client_configs.model_configs)
+
+    def evaluate(weights: Tensors) -> trainer.Evaluation:
+        model.load_state_dict(weights, strict=False)  # its frozen parameters are there
+        return trainer.evaluate(model, dataset, settings)
+
+    return evaluate

@@ -1,0 +1,187 @@
+"""DP-SGD at a site: what is sent hides from its reader whether one sample was in the training set.
+
+Abadi et al. 2016, https://arxiv.org/abs/1607.00133, Algorithm 1: every sample's gradient is
+clipped, and noise is added to their sum. Opacus (https://opacus.ai) finds and clips the gradients.
+Who is in a minibatch and what the noise is are drawn from a generator of the site's own: the run's
+seed is the server's, who could take both away.
+
+Opacus is imported where it is needed: it is an extra.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from fl import privacy
+from fl.client import data, site_state
+from fl.config import DPSGD, TrainConfigs
+from fl.errors import FederationError
+from fl.privacy import Spent, noisy
+
+Wrap = Callable[[torch.optim.Optimizer], torch.optim.Optimizer]
+
+
+class PrivacyError(FederationError):
+    """A model or a site cannot train with differential privacy."""
+
+
+class PoissonBatches(Sampler[list[int]]):
+    """An epoch of minibatches that each sample is in by chance, independently of all others.
+
+    Args:
+        samples: How many there are.
+        rate: The chance of each, above 0 and at most 1.
+    """
+
+    def __init__(self, samples: int, rate: float) -> None:
+        self._samples, self._rate = samples, rate
+        self._draw = privacy.generator()
+
+    def __len__(self) -> int:
+        """Minibatches an epoch, in which a sample is once on average."""
+        return math.ceil(1 / self._rate)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The minibatches, as places in the set; one may be empty."""
+        for _ in range(len(self)):
+            yield np.flatnonzero(self._draw.random(self._samples) < self._rate).tolist()
+
+
+def sampling_rate(samples: int, configs: TrainConfigs) -> float:
+    """The chance of a sample to be in a minibatch: `train_batch_size` of them on average."""
+    return min(1.0, configs.train_batch_size / samples)
+
+
+def batches(dataset: Dataset[Any], configs: TrainConfigs) -> DataLoader[Any]:
+    """Minibatches by Poisson sampling, which the accountant reckons with.
+
+    Args:
+        dataset: Samples of (input, label).
+        configs: The mean size of a minibatch, workers.
+
+    Returns:
+        The minibatches of an epoch. An empty one has tensors of length 0.
+    """
+    samples = data.count(dataset)
+
+    def collate(found: list[Any]) -> list[torch.Tensor]:
+        inputs, labels = default_collate(found or [dataset[0]])
+        return [inputs[: len(found)], labels[: len(found)]]
+
+    return DataLoader(
+        dataset,
+        batch_sampler=PoissonBatches(samples, sampling_rate(samples, configs)),
+        num_workers=configs.num_workers,
+        collate_fn=collate,
+    )
+
+
+@contextmanager
+def applied(model: nn.Module, configs: TrainConfigs) -> Iterator[Wrap]:
+    """Have a model's gradients found sample by sample, where `configs` want it.
+
+    Args:
+        model: The model, in training mode.
+        configs: What is wanted.
+
+    Yields:
+        What makes of an optimizer one that clips each sample's gradient and adds noise.
+
+    Raises:
+        PrivacyError: Opacus is not installed, or does not know a layer of the model.
+    """
+    if configs.dp_sgd is None:
+        yield lambda optimizer: optimizer
+        return
+    wanted = configs.dp_sgd
+    try:
+        from opacus import GradSampleModule
+        from opacus.optimizers import DPOptimizer
+    except ImportError as error:
+        raise PrivacyError(
+            f"dp_sgd needs packages that this site lacks ({error}): pip install 'fl-hpc[privacy]'"
+        ) from error
+    try:
+        hooked = GradSampleModule(model)
+    except NotImplementedError as error:
+        raise PrivacyError(
+            f"dp_sgd: a sample's gradient cannot be told from another's in this model "
+            f"({' '.join(str(error).split())}): take GroupNorm instead of batch norm"
+        ) from error
+
+    def wrap(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        clipping = DPOptimizer(
+            optimizer,
+            noise_multiplier=0.0,  # what Opacus draws, torch's 32 bits of a seed would tell
+            max_grad_norm=wanted.max_grad_norm,
+            expected_batch_size=configs.train_batch_size,
+        )
+        clipping.attach_step_hook(_noise(wanted, configs.train_batch_size))
+        return clipping  # type: ignore[no-any-return]  # Opacus has no types
+
+    # Said of every model whose first layer takes data: data needs no gradient.
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+    try:
+        yield wrap
+    finally:
+        hooked.zero_grad(set_to_none=True)
+        hooked.to_standard_module()
+
+
+def _noise(wanted: DPSGD, batch_size: int) -> Callable[[Any], None]:
+    """Adds noise to gradients that are clipped, summed and divided by the mean batch's size."""
+    draw = privacy.generator()
+    deviation = wanted.noise_multiplier * wanted.max_grad_norm / batch_size
+
+    def add(optimizer: Any) -> None:
+        for parameter in optimizer.params:
+            parameter.grad = noisy(parameter.grad, deviation, draw)
+
+    return add
+
+
+def no_samples(model: nn.Module) -> None:
+    """What `backward` leaves of an empty minibatch: no sample's gradient; noise is still added."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))  # type: ignore[attr-defined]  # Opacus' own
+
+
+def charge(run: str, client: str, spent: Spent, delta: float) -> float:
+    """Note what a round cost, before its update leaves; every sending of a round counts.
+
+    Args:
+        run: The run.
+        client: The client.
+        spent: The round's steps.
+        delta: The delta that epsilon is told for.
+
+    Returns:
+        Epsilon of all that this site did in the run up to now.
+
+    Raises:
+        SiteStateError: It cannot be noted.
+        PrivacyError: What was noted before is not readable.
+    """
+    file = site_state.path(run, client, "dp_sgd.json")
+    try:
+        before = [Spent(*entry) for entry in json.loads(file.read_text())]
+    except FileNotFoundError:
+        before = []
+    except (OSError, ValueError, TypeError) as error:
+        raise PrivacyError(f"{file}: does not say what was spent ({error})") from error
+    site_state.write(file, json.dumps([*before, spent]).encode(), durable=True)
+    try:
+        return privacy.epsilon([*before, spent], delta)
+    except ValueError as error:
+        raise PrivacyError(str(error)) from error

@@ -1,0 +1,95 @@
+"""The processes that train one model together, as one of them sees them: PyTorch's DDP.
+
+Of every minibatch each rank takes a part, and steps by the gradient of the whole: what a client
+trains does not depend on how many ranks it has, but for rounding, dropout, and the statistics of a
+batch norm, which are the first rank's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Sampler
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One rank among all.
+
+    Attributes:
+        rank: Its number, from 0.
+        size: How many there are; with more than one, torch's default process group is theirs.
+        device: Where this one trains; of one alone, nobody asks.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device | None = None
+
+    def part(self, minibatch: list[int]) -> list[int]:
+        """What of a minibatch is this rank's; all of one that has not a sample for each."""
+        shared = len(minibatch) >= self.size
+        return minibatch[self.rank :: self.size] if shared else minibatch
+
+    def wrapped(self, model: nn.Module) -> nn.Module:
+        """A model for forward passes, whose gradients are means over all ranks."""
+        if self.size == 1:
+            return model
+        # Alone, a model may have parameters that its loss does not reach; so it may here.
+        return DistributedDataParallel(model, find_unused_parameters=True)
+
+    def weighed(self, loss: torch.Tensor, samples: int) -> tuple[torch.Tensor, float]:
+        """The loss to descend by, and the whole minibatch's.
+
+        Args:
+            loss: The mean over this rank's part, a scalar.
+            samples: How many those are.
+
+        Returns:
+            A scalar whose gradient, averaged over ranks, is that of the whole minibatch's mean
+            loss; and that loss.
+        """
+        if self.size == 1:
+            return loss, float(loss.item())
+        sums = torch.tensor([loss.item() * samples, samples], device=self.device)
+        dist.all_reduce(sums)
+        total, count = sums.tolist()
+        return loss * (self.size * samples / count), total / count
+
+    def agreed(self, number: int) -> int:
+        """The first rank's number, at all ranks: clocks differ, and all must do the same steps."""
+        if self.size == 1:
+            return number
+        told = torch.tensor(number, device=self.device)
+        dist.broadcast(told, src=0)
+        return int(told.item())
+
+
+ALONE = Ranks()
+"""A client that trains in its task's own process."""
+
+
+class Part(Sampler[list[int]]):
+    """One rank's part of the minibatches that a sampler gives every rank alike.
+
+    Args:
+        whole: That sampler.
+        ranks: The rank.
+    """
+
+    def __init__(self, whole: Sampler[list[int]], ranks: Ranks) -> None:
+        self._whole, self._ranks = whole, ranks
+
+    def __len__(self) -> int:
+        """Minibatches an epoch."""
+        return len(self._whole)  # type: ignore[arg-type]  # a BatchSampler has a length
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The parts, as places in the set."""
+        for minibatch in self._whole:
+            yield self._ranks.part(minibatch)

@@ -1,0 +1,272 @@
+"""Objects in parts over HTTP: side by side, each tried again that fails or arrives cut short.
+
+What the ways have in common that reach a store by URLs: S3's bucket, and the hub.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import numpy as np
+import requests
+from blake3 import blake3
+
+from fl.tensors import Data, size
+from fl.transport.base import GoneError, Ref, TransportError, UnreachableError, require
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+PART_BYTES = 16 << 20
+THREADS = 4
+TRIES = 4
+PAUSE_SECONDS = 0.5
+"""Before a second try; twice as long each time."""
+TIMEOUT = (10.0, 60.0)
+"""Seconds to connect, and of silence."""
+LEAST_SECONDS = 1.0
+"""What any try is given."""
+CHUNK_BYTES = 1 << 20
+"""What is read at once: it is still in the processor's cache when it is copied to its place."""
+VALID_SECONDS = 7 * 24 * 3600
+"""How long a URL lasts, for a task may wait in a batch queue for days; S3 allows no longer."""
+
+
+class Parts:
+    """Asks a store, and asks again where that may help.
+
+    Args:
+        store: Its name, for messages.
+        meanings: What its refusals mean: HTTP status to text.
+        adapter: How it is connected to.
+    """
+
+    def __init__(
+        self,
+        store: str,
+        meanings: Mapping[int, str],
+        adapter: requests.adapters.HTTPAdapter | None = None,
+    ) -> None:
+        self._store, self._meanings = store, meanings
+        self._session = requests.Session()
+        adapter = adapter or requests.adapters.HTTPAdapter(pool_maxsize=THREADS)
+        self._session.mount("http://", adapter)
+        self._session.mount("https://", adapter)
+
+    def ask(self, method: str, url: str, data: bytes | None = None) -> requests.Response:
+        """One request, to its answer.
+
+        Args:
+            method: HTTP's.
+            url: Where.
+            data: What is sent.
+
+        Returns:
+            The answer, whole.
+
+        Raises:
+            TransportError: It was refused.
+            UnreachableError: It failed, however often it was tried.
+        """
+        return self._tried(method, url, lambda: self._asked(method, url, data))
+
+    def put(
+        self, urls: Sequence[str], pieces: Sequence[Data], part_bytes: int
+    ) -> tuple[list[requests.Response], str]:
+        """Send an object in parts.
+
+        Args:
+            urls: One a part: what the server has granted.
+            pieces: The object.
+            part_bytes: The length of all parts but the last.
+
+        Returns:
+            The answers, in order; and the object's digest.
+
+        Raises:
+            TransportError: It is larger than that, or as for `ask`.
+        """
+        if size(pieces) > part_bytes * len(urls):
+            raise TransportError(
+                f"model of {size(pieces)} bytes is larger than what the server has granted "
+                f"({len(urls)} parts of {part_bytes} bytes)"
+            )
+        hashed = blake3()
+
+        def parts() -> Iterator[tuple[str, bytes]]:
+            for url, part in zip(urls, split(pieces, part_bytes), strict=False):
+                hashed.update(part)
+                yield url, part
+
+        answers = list(side_by_side(lambda part: self.ask("PUT", *part), parts()))
+        return answers, hashed.hexdigest()
+
+    def read(self, ref: Ref, places: Iterable[tuple[str, int]], seconds: float = math.inf) -> Data:
+        """Fetch an object's parts.
+
+        Args:
+            ref: Its reference.
+            places: Each part's URL, and where it begins in what is there.
+            seconds: After which none is waited for any more, nor asked for again.
+
+        Returns:
+            The bytes, which belong to the caller.
+
+        Raises:
+            TransportError: They are gone, out of reach, or not what the reference says.
+        """
+        # NumPy's memory is of huge pages and not written with zeros first: see `receive`.
+        buffer, hashed = np.empty(ref.size, np.uint8).data, blake3()
+        rooms = (buffer[begin : begin + PART_BYTES] for begin in range(0, ref.size, PART_BYTES))
+        until = time.monotonic() + seconds
+
+        def fill(part: tuple[tuple[str, int], memoryview]) -> memoryview:
+            (url, begin), room = part
+            self._tried("GET", url, lambda: self._filled(url, begin, room, until), until)
+            return room
+
+        for room in side_by_side(fill, zip(places, rooms, strict=False)):
+            hashed.update(room)
+        require(ref, ref.size, hashed.hexdigest())
+        return buffer
+
+    def close(self) -> None:
+        """Close connections."""
+        self._session.close()
+
+    def _asked(self, method: str, url: str, data: bytes | None) -> tuple[requests.Response, str]:
+        response = self._session.request(method, url, data=data, timeout=TIMEOUT)
+        return response, _refusal(response) or _late_error(response)
+
+    def _filled(
+        self, url: str, begin: int, room: memoryview, until: float
+    ) -> tuple[requests.Response, str]:
+        """Read a range into its place; what is more than that is never read."""
+        headers = {
+            "Range": f"bytes={begin}-{begin + len(room) - 1}",
+            "Accept-Encoding": "identity",
+        }
+        left = max(until - time.monotonic(), LEAST_SECONDS)
+        limits = (min(TIMEOUT[0], left), min(TIMEOUT[1], left))
+        with self._session.get(url, headers=headers, timeout=limits, stream=True) as response:
+            fault = _refusal(response)
+            return response, fault or _cut_short(response, room)
+
+    def _tried(
+        self,
+        method: str,
+        url: str,
+        act: Callable[[], tuple[requests.Response, str]],
+        until: float = math.inf,
+    ) -> requests.Response:
+        """Do something until it has no fault."""
+        fault, status = "", 0
+        for attempt in range(TRIES):
+            if attempt:
+                pause = PAUSE_SECONDS * 2 ** (attempt - 1)
+                if time.monotonic() + pause > until:
+                    break
+                time.sleep(pause)
+            try:
+                response, fault = act()
+            except requests.RequestException as error:
+                status, fault = 0, f"{type(error).__name__}: {_unsigned(str(error))}"
+                continue
+            status = response.status_code
+            if not fault:
+                return response
+            if 400 <= status < 500 and status not in (408, 429):
+                break
+        raise self._failure(method, url, fault, status)
+
+    def _failure(self, method: str, url: str, fault: str, status: int) -> TransportError:
+        """Name what failed; never by its query, which is as good as a key."""
+        parts = urlsplit(url)
+        place = f"{self._store} {method} of {parts.netloc}{parts.path} failed: {fault}"
+        if status == 404:
+            return GoneError(f"{place}: the model is no longer there")
+        if status in self._meanings:
+            return TransportError(f"{place}: {self._meanings[status]}")
+        return TransportError(place) if 400 <= status < 500 else UnreachableError(place)
+
+
+def side_by_side(do: Callable[[Given], Made], parts: Iterable[Given]) -> Iterator[Made]:
+    """Do something with every part, a few at a time, and make no more of them than that.
+
+    Args:
+        do: What, in a thread.
+        parts: With what.
+
+    Yields:
+        What came of each, in order.
+    """
+    with ThreadPoolExecutor(THREADS) as threads:
+        waiting: deque[Future[Made]] = deque()
+        for part in parts:
+            waiting.append(threads.submit(do, part))
+            if len(waiting) == THREADS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def split(pieces: Sequence[Data], part_bytes: int) -> Iterator[bytes]:
+    """All pieces' bytes, in parts of one length but for the last; one part at least.
+
+    Args:
+        pieces: The object.
+        part_bytes: The length.
+
+    Yields:
+        A part.
+    """
+    part: list[Data] = []
+    room = part_bytes
+    for piece in pieces:
+        left = memoryview(piece)
+        while left:
+            part.append(left[:room])
+            room -= len(part[-1])
+            left = left[len(part[-1]) :]
+            if room == 0:
+                yield b"".join(part)
+                part, room = [], part_bytes
+    if part or size(pieces) == 0:
+        yield b"".join(part)
+
+
+def _refusal(response: requests.Response) -> str:
+    if response.ok:
+        return ""
+    code = re.search(r"<Code>(\w+)</Code>", response.text[:2000])
+    return f"HTTP status {response.status_code} {code[1] if code else response.reason}"
+
+
+def _unsigned(text: str) -> str:
+    """An error's text in one line; it quotes URLs, whose query is as good as a key."""
+    return re.sub(r"\?\S*", "?...", " ".join(text.split()))[:300]
+
+
+def _late_error(response: requests.Response) -> str:
+    """S3 may say 200 before it knows, and name the error inside."""
+    code = re.search(rb"<Error>.*<Code>(\w+)</Code>", response.content[:2000], re.DOTALL)
+    return f"HTTP status {response.status_code} {code[1].decode()}" if code else ""
+
+
+def _cut_short(response: requests.Response, room: memoryview) -> str:
+    """Fill a room with what arrives, or say how much was missing."""
+    end = 0
+    for chunk in response.iter_content(CHUNK_BYTES):
+        chunk = chunk[: len(room) - end]
+        room[end : end + len(chunk)] = chunk
+        end += len(chunk)
+        if end == len(room):
+            return ""
+    return f"{end} bytes arrived instead of {len(room)}"

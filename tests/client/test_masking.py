@@ -1,0 +1,299 @@
+"""A site's part in a secure sum, and what it does not let a server talk it into."""
+
+import json
+import os
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from fl.client import masking, task
+from fl.secure_sum import masks
+from fl.secure_sum.fixed_point import MASKED, decoded
+from fl.secure_sum.keys import advertise as advertised
+from fl.secure_sum.keys import public
+from fl.secure_sum.shamir import combine
+from fl.tensors import decode
+from fl.transport.base import Ref
+from fl.transport.inline import InlineTransport
+
+NAMES = ["a", "b", "c"]
+CLIP = 10.0
+
+
+class Sum:
+    """Three sites and the server of one sum, whose every message a test may change."""
+
+    def __init__(self, site, session="s"):
+        self.site, self.session = site, session
+        self.bundles, self.sealed, self.updates = {}, {}, {}
+
+    def ask(self, operation, name, **changes):
+        request = {"operation": operation, "client_id": name, "run_id": "run", "job": "j"}
+        request |= {"session": self.session, **changes}
+        return task.run(json.loads(json.dumps(request)))
+
+    def advertise(self, *names):
+        for name in names:
+            self.bundles[name] = result(self.ask("advertise", name))["bundle"]
+
+    def share(self, name, threshold=2, roster=None):
+        asked = {"threshold": threshold, "roster": roster or self.bundles}
+        return self.ask("share", name, **asked)
+
+    def train(self, name, group=tuple(NAMES), **changes):
+        terms = {"session": self.session, "group": group, "threshold": 2, "clip_norm": CLIP}
+        terms |= {"weights": "equal", **changes.pop("terms", {})}
+        wanted = {"masking": terms, "run_id": "run", "update": "difference", **changes}
+        return self.site.answer(client_id=name, **wanted)
+
+    def unmask(self, name, *survivors):
+        shares = {peer: sealed[name] for peer, sealed in self.sealed.items() if peer != name}
+        return self.ask("unmask", name, survivors=survivors, shares=shares)
+
+    def up_to_masking(self, *silent):
+        """Everything until updates are there, of all but the silent."""
+        self.advertise(*NAMES)
+        self.sealed = {name: result(self.share(name))["shares"] for name in NAMES}
+        for name in NAMES:
+            if name not in silent:
+                self.updates[name] = words(result(self.train(name)))
+        return self
+
+    def total(self, given):
+        """What a server makes of the answers to `unmask`, by name."""
+        total = sum(self.updates.values())
+        for name in NAMES:
+            what = "own" if name in self.updates else "pairwise"
+            places = {NAMES.index(peer) + 1: a[what].get(name) for peer, a in given.items()}
+            shares = {place: int(share, 16) for place, share in places.items() if share}
+            secret = combine(shares).to_bytes(32, "big")
+            assert public(secret) == self.bundles[name][what]
+            if what == "own":
+                masks.apply(total, masks.own_mask(secret, self.session), add=False)
+                continue
+            for peer in self.updates:
+                other = self.bundles[peer]["pairwise"]
+                key = masks.pairwise_mask(secret, other, self.session, (name, peer))
+                masks.apply(total, key, add=not masks.adds(peer, name))
+        return total
+
+
+def result(answer):
+    assert "result" in answer, answer
+    return answer["result"]
+
+
+def refused(answer):
+    assert "error" in answer, answer
+    return answer["error"]["message"]
+
+
+def words(trained):
+    return sent(trained)[MASKED].numpy().view(np.uint64)
+
+
+def sent(trained):
+    return decode(InlineTransport().get(Ref.from_json(trained["update"])))
+
+
+@pytest.fixture
+def summing(site):
+    return Sum(site)
+
+
+@pytest.mark.parametrize("silent", [(), ("b",)], ids=["all", "one drops out"])
+def test_what_is_unmasked_is_the_mean_of_what_the_sites_would_send_in_clear(site, summing, silent):
+    summing.up_to_masking(*silent)
+    there = [name for name in NAMES if name not in silent]
+    given = {name: result(summing.unmask(name, *there)) for name in there[:2]}
+    mean = decoded(summing.total(given), site.weights, CLIP, len(there))
+    clear = [site.update(client_id=name, update="difference") for name in there]
+    for name, found in mean.items():
+        exact = sum(update[name].double() for update in clear) / len(there)
+        assert torch.allclose(found.double(), exact, rtol=1e-6, atol=len(there) * CLIP / 2**33)
+
+
+def test_what_leaves_is_one_tensor_of_noise_and_no_integer(site, summing):
+    summing.up_to_masking("b", "c")
+    tensors = sent(result(summing.train("a")))
+    assert list(tensors) == [MASKED] and tensors[MASKED].dtype == torch.int64
+    floating = sum(t.numel() for t in site.weights.values() if t.is_floating_point())
+    assert tensors[MASKED].shape == (floating,)
+    assert np.abs(tensors[MASKED].numpy().astype(float)).mean() > 2**60
+
+
+def test_what_is_asked_again_is_answered_the_same(summing, site):
+    """By another worker too: what a site has said lies in files."""
+    summing.up_to_masking()
+    before = dict(summing.bundles), summing.sealed["a"], summing.updates["a"].tolist()
+    site.cool()
+    summing.advertise("a")
+    again = result(summing.share("a"))["shares"], words(result(summing.train("a"))).tolist()
+    assert (dict(summing.bundles), *again) == before
+    assert result(summing.unmask("a", *NAMES)) == result(summing.unmask("a", *NAMES))
+
+
+def test_of_no_peer_both_secrets_are_given(summing):
+    summing.up_to_masking("b")
+    given = result(summing.unmask("a", "a", "c"))
+    assert set(given["own"]) == {"a", "c"} and set(given["pairwise"]) == {"b"}
+    for survivors in (NAMES, ["a", "b"]):
+        assert "other survivors were named" in refused(summing.unmask("a", *survivors))
+
+
+def test_two_updates_under_the_same_masks_do_not_leave(summing):
+    summing.up_to_masking()
+    assert "another update was masked" in refused(summing.train("a", steps=2))
+    assert "another update was masked" in refused(summing.train("a", group=["a", "b"]))
+
+
+def test_keys_are_shared_with_one_roster(summing):
+    summing.advertise(*NAMES)
+    result(summing.share("a"))
+    other = Sum(summing.site)
+    other.bundles = dict(summing.bundles)
+    eve = masking.Private.draw()
+    other.bundles["c"] = advertised(eve, bytes(32), "s", "c").model_dump()
+    assert "another roster before" in refused(other.share("a"))
+    assert "another roster before" in refused(summing.share("a", threshold=3))
+
+
+@pytest.mark.parametrize(
+    ("threshold", "count", "expected"),
+    [(1, 1, "no majority"), (1, 2, "no majority"), (1, 3, "no majority"), (4, 3, "no majority")],
+)
+def test_a_sum_that_one_update_could_be_told_from_is_none(summing, threshold, count, expected):
+    summing.advertise(*NAMES[:count])
+    assert expected in refused(summing.share("a", threshold))
+
+
+def test_a_roster_is_not_believed(summing):
+    summing.advertise(*NAMES)
+    swapped = {**summing.bundles, "b": summing.bundles["c"]}
+    assert "the keys of b are not signed" in refused(summing.share("a", roster=swapped))
+    eve = advertised(masking.Private.draw(), bytes(32), "s", "a").model_dump()
+    assert "not this site's keys" in refused(
+        summing.share("a", roster={**summing.bundles, "a": eve})
+    )
+    private = masking.Private.draw()
+    twins = {name: advertised(private, bytes(32), "s", name).model_dump() for name in "bc"}
+    assert "a key twice" in refused(summing.share("a", roster={**summing.bundles, **twins}))
+
+
+@pytest.mark.parametrize(
+    ("terms", "changes", "expected"),
+    [
+        ({"group": ["a"]}, {}, "a sum of 1 sites is not safe"),
+        ({"group": ["b", "c"]}, {}, "a sum of 2 sites is not safe"),
+        ({"group": ["a", "b", "d"]}, {}, "not those that keys were shared with"),
+        ({"threshold": 3}, {}, "not those that keys were shared with"),
+        ({"session": "t"}, {}, "keeps no keys of the sum t"),
+        ({}, {"update": "model"}, "is of differences"),
+        (
+            {},
+            {"compressor_configs": {"enable_compression": True, "lossy_compressor": "bf16"}},
+            "cannot be compressed",
+        ),
+    ],
+)
+def test_an_update_is_masked_as_agreed_or_not_at_all(summing, terms, changes, expected):
+    summing.up_to_masking(*NAMES)
+    assert expected in refused(summing.train("a", terms=terms, **changes))
+
+
+@pytest.mark.parametrize(
+    ("survivors", "expected"),
+    [
+        (["a"], "a sum of 1 sites is not safe"),
+        (["b", "c"], "not of the sum that this site's update is in"),
+        (["a", "b", "d"], "not of the sum"),
+    ],
+)
+def test_a_sum_of_too_few_or_of_others_is_not_unmasked(summing, survivors, expected):
+    summing.up_to_masking()
+    assert expected in refused(summing.unmask("a", *survivors))
+
+
+def test_who_has_sent_no_update_unmasks_nothing(summing):
+    summing.up_to_masking("b")
+    assert "keeps no masked of the sum s" in refused(summing.unmask("b", *NAMES))
+
+
+def test_shares_that_do_not_open_are_left_out(summing):
+    summing.up_to_masking()
+    summing.sealed["b"]["a"] = summing.sealed["b"]["c"]
+    given = result(summing.unmask("a", *NAMES))
+    assert set(given["own"]) == {"a", "c"}
+
+
+def test_a_new_sum_removes_the_keys_of_the_last(summing, site):
+    summing.up_to_masking()
+    following = Sum(site, "t")
+    following.advertise("a")
+    assert [folder.name for folder in (site.state / "sums/run/a").iterdir()] == ["t"]
+    assert "keeps no keys of the sum s" in refused(summing.unmask("a", *NAMES))
+    old = site.state / "sums/run/b/s"
+    past = time.time() - masking.FORGOTTEN_SECONDS - 60
+    os.utime(old / "keys", (past, past))
+    following.advertise("c")
+    assert not old.exists()
+
+
+@pytest.fixture
+def owner(tmp_path, monkeypatch):
+    """Writes the site's policy."""
+    monkeypatch.setenv("FL_SITE_POLICY", str(tmp_path / "site-policy.yaml"))
+
+    def write(**rules):
+        text = yaml.safe_dump({"secure_aggregation": rules})
+        (tmp_path / "site-policy.yaml").write_text(text)
+
+    return write
+
+
+def test_a_site_that_demands_it_shows_no_update(summing, site, owner):
+    owner(min_sites=2)
+    message = "secure_aggregation: the server wants to see the update"
+    assert message in refused(site.answer())
+    assert message in refused(site.answer(operation="rehearse"))
+    result(site.answer(operation="rehearse", threshold=2))
+    summing.up_to_masking()
+
+
+def test_a_site_says_how_many_must_be_in_the_sum(summing, site, owner):
+    owner(min_sites=3)
+    summing.advertise(*NAMES)
+    for answer in (
+        summing.share("a", threshold=2),
+        site.answer(operation="rehearse", threshold=2),
+        summing.train("a"),
+    ):
+        assert "secure_aggregation: sums of 3 sites at least" in refused(answer)
+    result(summing.share("a", threshold=3))
+
+
+def test_a_site_knows_its_peers(summing, owner):
+    known = masking.identity()
+    owner(min_sites=2, peers={"b": known, "c": known})
+    summing.advertise(*NAMES)
+    result(summing.share("a"))
+    for peers in ({"b": known}, {"b": known, "c": "0" * 64}):
+        owner(min_sites=2, peers=peers)
+        assert "secure_aggregation: c is no peer" in refused(summing.share("a"))
+
+
+def test_keys_are_their_owners_alone_and_the_log_says_what_left(summing, site, monkeypatch):
+    log = site.state.parent / "audit.jsonl"
+    monkeypatch.setenv("FL_SITE_AUDIT", str(log))
+    summing.up_to_masking("b")
+    result(summing.unmask("a", "a", "c"))
+    kept = [file for file in site.state.rglob("*") if file.is_file() and "jobs" not in file.parts]
+    assert kept and all(file.stat().st_mode & 0o077 == 0 for file in kept)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    ended = {line["operation"]: line for line in lines if line["event"] == "ended"}
+    assert ended["advertise"]["identity"] == masking.identity()
+    assert ended["unmask"]["shares"] == {"own": ["a", "c"], "pairwise": ["b"]}
+    assert "shares" not in ended["train"]

@@ -1,0 +1,126 @@
+"""The report in a headless Chromium, spoken to by its DevTools protocol; without one, left out."""
+
+import http.client
+import json
+import shutil
+import subprocess
+import time
+from contextlib import ExitStack
+from itertools import count
+
+import pytest
+from websockets.sync.client import connect
+
+from fl.report.numbers import read_run
+from fl.report.page import render
+from tests.recorded import Run
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="NOT TESTED: no chromium here, apt-get install chromium"
+)
+SECONDS = 30.0
+DRAWN = "document.querySelectorAll('figure:not(:has(.plot svg))').length === 0"
+# Texts of plots that are cut off at a side, and all that was loaded.
+SEEN = """(() => ({
+  wider: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  cut: [...document.querySelectorAll(".plot svg text")].filter((text) => {
+    const [inner, outer] = [text, text.closest("svg")].map((e) => e.getBoundingClientRect());
+    return inner.right > outer.right + 1 || inner.left < outer.left - 1;
+  }).map((text) => text.textContent),
+  loaded: performance.getEntriesByType("resource").map((entry) => entry.name),
+  ground: getComputedStyle(document.body).backgroundColor,
+}))()"""
+GROUND = {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 28)"}
+
+
+class Browser:
+    """A page of a Chromium; `errors` is what its scripts threw."""
+
+    def __init__(self, folder):
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
+        self.process = subprocess.Popen(
+            [CHROMIUM, *options, f"--user-data-dir={folder}", "about:blank"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        self._port_file, self._numbers, self.errors = folder / "DevToolsActivePort", count(), []
+        self.wait(self._port_file.exists)
+        asked = http.client.HTTPConnection("127.0.0.1", int(self._port_file.read_text().split()[0]))
+        asked.request("GET", "/json/list")
+        pages = json.loads(asked.getresponse().read())
+        address = next(p["webSocketDebuggerUrl"] for p in pages if p["type"] == "page")
+        self._stack = ExitStack()
+        self._socket = self._stack.enter_context(connect(address, max_size=None, proxy=None))
+        self.call("Runtime.enable")
+
+    def call(self, method, **params):
+        number = next(self._numbers)
+        self._socket.send(json.dumps({"id": number, "method": method, "params": params}))
+        while True:
+            said = json.loads(self._socket.recv(SECONDS))
+            if said.get("method") == "Runtime.exceptionThrown":
+                self.errors.append(said["params"]["exceptionDetails"])
+            if said.get("id") == number:
+                return said["result"]
+
+    def evaluate(self, script):
+        return self.call("Runtime.evaluate", expression=script, returnByValue=True)["result"][
+            "value"
+        ]
+
+    def wait(self, condition):
+        deadline = time.monotonic() + SECONDS
+        while not condition():
+            if self.process.poll() is not None:
+                pytest.fail(f"chromium has ended: {self.process.stderr.read().decode()}")
+            assert time.monotonic() < deadline, "not within 30 s"
+            time.sleep(0.05)
+
+    def close(self):
+        self._stack.close()
+        self.process.kill()
+        self.process.wait()
+        self.process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A report of two runs with everything that is drawn, and long names."""
+    folder, runs = tmp_path_factory.mktemp("report"), []
+    for place in ("one", "other"):
+        run = Run(["polaris-debug-scaling", "aurora", "perlmutter", "delta"], folder / place)
+        run.play(1)
+        run.begin(2)
+        failure = run.fail(2, "aurora", "its endpoint is offline")
+        updates = [run.answer(2, name) for name in run.names if name != "aurora"]
+        run.end(2, updates, [failure], epsilon=0.5)
+        run.evaluate(2, aurora=0.5, delta=0.75)
+        run.close()
+        runs.append(read_run(run.folder))
+    file = folder / "report.html"
+    file.write_text(render(runs, 1.8e9))
+    return file
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    opened = Browser(tmp_path_factory.mktemp("chromium"))
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_it_is_drawn_whole_and_loads_nothing(browser, report, width, scheme):
+    screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.call("Emulation.setDeviceMetricsOverride", **screen)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.call("Emulation.setEmulatedMedia", features=features)
+    browser.call("Page.navigate", url=report.as_uri())
+    browser.wait(lambda: browser.evaluate("document.readyState") == "complete")
+    browser.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    browser.wait(lambda: browser.evaluate(DRAWN))
+    seen = {"wider": 0, "cut": [], "loaded": [], "ground": GROUND[scheme]}
+    assert browser.evaluate(SEEN) == seen
+    assert browser.errors == []

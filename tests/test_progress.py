@@ -1,0 +1,57 @@
+"""The live table of a run."""
+
+import io
+from dataclasses import replace
+
+from rich.console import Console
+
+from fl.progress import Progress, describe
+from fl.server.events import RoundEnded
+
+
+def table_of(*rounds):
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    progress = Progress(len(rounds), ["a"], console)
+    for ended in rounds:
+        progress(ended)
+    shown = Console(file=io.StringIO(), width=120)
+    shown.print(progress._table())
+    return shown.file.getvalue()
+
+
+def ended(number, **aggregator):
+    return RoundEnded(
+        round=number,
+        loss=0.5,
+        accuracy=0.5,
+        updates=[],
+        failures=[],
+        bytes_down=0,
+        bytes_up=0,
+        seconds={"total": 1.0},
+        aggregator=aggregator,
+    )
+
+
+def test_what_the_aggregator_tells_of_a_round_has_a_column():
+    shown = table_of(ended(1, epsilon=1.3148, delta=1e-5), ended(2, epsilon=None, delta=1e-5))
+    header, first, second = _rows(shown)
+    assert header[-2:] == ["epsilon", "delta"]
+    assert first[-2:] == ["1.315", "1e-05"]
+    assert second[-2:] == ["-", "1e-05"]
+
+
+def _rows(shown):
+    lines = [line.replace("┃", "│") for line in shown.splitlines()]
+    return [[cell.strip() for cell in line.strip("│ ").split("│")] for line in lines if "│" in line]
+
+
+def test_a_small_models_bytes_are_no_zero():
+    small = replace(ended(1), bytes_down=4600, bytes_up=2300)
+    assert "4.6 kB/2.3 kB" in table_of(small)
+    assert " down=4.6 kB up=2.3 kB " in describe(small, 1)
+
+
+def test_others_have_none():
+    header, _ = _rows(table_of(ended(1)))
+    assert header[-1] == "seconds"
