@@ -30,6 +30,7 @@ from fl.client import (
     jobs,
     masking,
     trainer,
+    unclaimed,
 )
 from fl.client.admission import admitted
 from fl.client.check import prove
@@ -51,7 +52,7 @@ from fl.config import ProxystoreConfigs, TrainConfigs
 from fl.privacy import Spent
 from fl.sealing import open_model, seal_update, training_name
 from fl.tensors import Data, Tensors, decode, pieces, require_same_layout
-from fl.transport import Ref, Transport, open_granted, open_transport
+from fl.transport import Ref, Store, Transport, open_granted, open_transport
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
                 metrics |= _metrics("val", trainer.evaluate(model, validation_set, configs))
         with phases("put"):
             coded = pieces(_coded(wanted, update, training.num_samples))
-            sent = _transport(wanted.proxystore_configs, wanted.upload).put(*_sealed(wanted, coded))
+            sent = _put(wanted, _sealed(wanted, coded))
     return {
         "job": wanted.job,
         "update": sent.to_json(),
@@ -371,6 +372,16 @@ def _sealed(wanted: TrainRequest, coded: Sequence[Data]) -> Sequence[Data]:
         return coded
     training = training_name(_run_id(wanted), wanted.client_id, wanted.round)
     return list(seal_update(coded, wanted.sealing.update_key, training))
+
+
+def _put(wanted: TrainRequest, update: Sequence[Data]) -> Ref:
+    """Put the update; where the site itself holds it, see to it that it does not stay for ever."""
+    transport = _transport(wanted.proxystore_configs, wanted.upload)
+    sent = transport.put(*update)
+    if isinstance(transport, Store):
+        unclaimed.evict_unclaimed(transport)
+        unclaimed.note(sent)
+    return sent
 
 
 def _run_id(wanted: TrainRequest) -> str:

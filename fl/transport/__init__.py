@@ -3,13 +3,22 @@
 A new way is one new file beside these, and its line in `open_transport`.
 """
 
-from fl.transport.base import WAYS, GoneError, Ref, Transport, TransportError, UnreachableError
+from fl.transport.base import (
+    WAYS,
+    GoneError,
+    Ref,
+    Store,
+    Transport,
+    TransportError,
+    UnreachableError,
+)
 from fl.transport.ways import open_granted, open_server_transport, open_transport
 
 __all__ = [
     "WAYS",
     "GoneError",
     "Ref",
+    "Store",
     "Transport",
     "TransportError",
     "UnreachableError",

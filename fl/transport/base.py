@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from blake3 import blake3
@@ -148,6 +148,21 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Release connections."""
+
+
+@runtime_checkable
+class Store(Transport, Protocol):
+    """A way by which objects stay at the side that put them, until someone evicts them there."""
+
+    def exists(self, ref: Ref) -> bool:
+        """Whether bytes are still there.
+
+        Args:
+            ref: Their reference.
+
+        Raises:
+            TransportError: The place that holds them could not be reached, or is another's.
+        """
 
 
 def ref_to(transport: str, key: Mapping[str, str], pieces: Sequence[Data]) -> Ref:

@@ -69,6 +69,10 @@ class FileTransport:
         except OSError as error:
             raise _unreachable(path, error) from error
 
+    def exists(self, ref: Ref) -> bool:
+        """See `Store.exists`."""
+        return self._path(ref).exists()
+
     def grant(self, size: int) -> None:
         """See `Transport.grant`: sites see the folder."""
 

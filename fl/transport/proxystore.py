@@ -95,7 +95,7 @@ class ProxystoreTransport:
         """See `Transport.grant`: sites have endpoints of their own."""
 
     def exists(self, ref: Ref) -> bool:
-        """Whether the endpoint still holds an object; raises as `Transport.get` does."""
+        """See `Store.exists`."""
         return bool(self._call(client.exists, ref, "exists"))
 
     def close(self) -> None:

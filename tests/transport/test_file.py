@@ -17,8 +17,10 @@ def test_put_get_evict(transport, tmp_path):
     ref = transport.put(data[:10], memoryview(data)[10:])
     assert transport.get(ref) == data
     assert FileTransport(tmp_path / "models").get(ref) == data
+    assert transport.exists(ref)
     transport.evict(ref)
     transport.evict(ref)
+    assert not transport.exists(ref)
     assert list((tmp_path / "models").iterdir()) == []
     with pytest.raises(GoneError, match="no longer there"):
         transport.get(ref)
@@ -36,7 +38,7 @@ def test_a_reference_leads_nowhere_else(transport, tmp_path):
     (tmp_path / "secret").write_bytes(b"secret")
     for name in ("../secret", str(tmp_path / "secret"), ""):
         ref = Ref("file", {"file": name}, 6, digest(b"secret"))
-        for operation in (transport.get, transport.evict):
+        for operation in (transport.get, transport.exists, transport.evict):
             with pytest.raises(TransportError, match="set up for file"):
                 operation(ref)
     assert (tmp_path / "secret").exists()

@@ -1,0 +1,60 @@
+"""Updates that lie in the site's own store and that the server may never come for.
+
+A server evicts an update once the step that it is in is safe. A run that failed, or was killed and
+is never resumed, evicts nothing any more, and nobody else knows of what its last tasks put: the
+site notes what it puts, and forgets in the end what is still there.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from uuid import uuid4
+
+from fl.client import site_state
+from fl.client.site_state import SiteStateError
+from fl.transport import Ref, Store, TransportError, UnreachableError
+
+KEPT_SECONDS = 3 * 24 * 3600.0
+"""How long an update waits for its run to be resumed: over a weekend."""
+
+
+def note(update: Ref) -> None:
+    """Note an update that was put into the site's own store.
+
+    A folder that cannot be written costs the note and nothing else: the update is there.
+    """
+    noted = {"put_at": time.time(), "update": update.to_json()}
+    try:
+        file = site_state.path("updates", f"{uuid4().hex}.json")
+        site_state.write(file, json.dumps(noted).encode(), durable=False)
+    except SiteStateError:
+        return
+
+
+def evict_unclaimed(store: Store) -> None:
+    """Evict the updates that were put long ago, and strike off those that the server has evicted.
+
+    Args:
+        store: Where this site's tasks put them.
+    """
+    for file in site_state.path("updates").glob("*.json"):
+        try:
+            settled = _is_settled(file, store)
+        except (UnreachableError, OSError):
+            continue  # the next task tries again
+        except (TransportError, ValueError, KeyError, TypeError):
+            settled = True  # torn, or of a store that this site has no more
+        if settled:
+            file.unlink(missing_ok=True)
+
+
+def _is_settled(file: Path, store: Store) -> bool:
+    """Whether the update that a file notes is evicted, by the server or now."""
+    noted = json.loads(file.read_bytes())
+    update, age = Ref.from_json(noted["update"]), time.time() - noted["put_at"]
+    if age < KEPT_SECONDS:
+        return not store.exists(update)
+    store.evict(update)
+    return True
