@@ -19,8 +19,8 @@ test: .venv/ready $(WHEELHOUSE)/ready
 ifdef PYTEST
 	$(PRIVATE) $(BIN)/python -m pytest $(PYTEST)
 else
-	$(PRIVATE) $(BIN)/python -m pytest -m 'not daemons' -n auto --maxprocesses 4 --dist worksteal
-	$(PRIVATE) $(BIN)/python -m pytest -m daemons
+	$(PRIVATE) $(BIN)/python -m pytest -m 'not daemons' -n auto --maxprocesses 4 --dist worksteal --durations 10
+	$(PRIVATE) $(BIN)/python -m pytest -m daemons --durations 20
 endif
 
 lint: .venv/ready
