@@ -13,7 +13,7 @@ import click
 
 from fl.sandbox import daemon
 from fl.sandbox.folder import Folder, SandboxError
-from fl.sandbox.serve import WEB_PORT, Options
+from fl.sandbox.options import WEB_PORT, Options
 
 Command = Callable[..., int]
 

@@ -23,7 +23,7 @@ import psutil
 
 import fl
 from fl.sandbox.folder import Folder, SandboxError, process_records
-from fl.sandbox.serve import Options
+from fl.sandbox.options import Options
 
 UP_S = 45.0
 DOWN_S = 15.0

@@ -10,7 +10,7 @@ import secrets
 import signal
 import socket
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from hypercorn.asyncio import serve as serve_http
@@ -26,6 +26,7 @@ from fl.sandbox.folder import Folder, Identity, ProcessRecord, SandboxError
 from fl.sandbox.identity import Identities
 from fl.sandbox.limits import MAX_BODY_BYTES, RateLimit
 from fl.sandbox.link import BrokerUnavailableError
+from fl.sandbox.options import Options
 from fl.sandbox.own_routes import own_routes
 from fl.sandbox.ports import HOST, bind, free_port
 from fl.sandbox.relay import Relay
@@ -34,25 +35,7 @@ from fl.sandbox.wire import Account
 
 log = logging.getLogger(__name__)
 
-WEB_PORT = 5000
 SERVICE_USER = "service"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user of a sandbox may choose.
-
-    Attributes:
-        broker: URL of a RabbitMQ to use; empty for the sandbox's own broker.
-        broker_port: Port of the sandbox's own broker; 0 for the last one, at first a free one.
-        relay_port: Port of the relay; 0 for the last one, at first a free one.
-        web_port: Port of the web service. The SDK's ``local`` environment only ever asks 5000.
-    """
-
-    broker: str = ""
-    broker_port: int = 0
-    relay_port: int = 0
-    web_port: int = WEB_PORT
 
 
 class Service:

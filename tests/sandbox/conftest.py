@@ -23,8 +23,9 @@ from fl.sandbox import daemon
 from fl.sandbox.folder import Folder
 from fl.sandbox.identity import AUTH, COMPUTE, Identities
 from fl.sandbox.limits import RateLimit
+from fl.sandbox.options import Options
 from fl.sandbox.ports import bind
-from fl.sandbox.serve import Options, Service
+from fl.sandbox.serve import Service
 from fl.sandbox.store import Store
 
 from .rabbitmq import RabbitMQ, missing

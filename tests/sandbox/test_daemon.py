@@ -20,8 +20,8 @@ import requests
 
 from fl.sandbox import daemon
 from fl.sandbox.folder import Folder, ProcessRecord, SandboxError, process_records
+from fl.sandbox.options import Options
 from fl.sandbox.ports import free_port
-from fl.sandbox.serve import Options
 
 from .conftest import eventually
 

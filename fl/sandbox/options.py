@@ -1,0 +1,27 @@
+"""What the user of a sandbox may choose.
+
+Apart from `serve`, whose web servers no command line needs but the sandbox's own process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+WEB_PORT = 5000
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user of a sandbox may choose.
+
+    Attributes:
+        broker: URL of a RabbitMQ to use; empty for the sandbox's own broker.
+        broker_port: Port of the sandbox's own broker; 0 for the last one, at first a free one.
+        relay_port: Port of the relay; 0 for the last one, at first a free one.
+        web_port: Port of the web service. The SDK's ``local`` environment only ever asks 5000.
+    """
+
+    broker: str = ""
+    broker_port: int = 0
+    relay_port: int = 0
+    web_port: int = WEB_PORT
