@@ -4,8 +4,9 @@
 
 Claim: with four clients that do not train, a round takes no more than three times the floor: raw
 TCP from one process to four and back, and one axpy for each answer; and less than one of Flower's
-simulation, and of NVFlare's simulator. All are measured in turns, in the same run. Everybody's
-files are in memory, because a disk's speed is not the claim.
+simulation, and of NVFlare's simulator. All are measured in turns, in the same run; the peers with
+models of up to 400 MB, of which they hold fifteen at once. Everybody's files are in memory, because
+a disk's speed is not the claim.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ import yaml
 from benchmarks.peer_rounds import flower_simulation, nvflare_simulator
 
 CLIENTS, ROUNDS, REPEATS = 4, 6, 3
+PEERS_MEGABYTES = 400
+"""Largest model that is given to the peers: Flower's simulation took 6.8 GB for it."""
 
 # A model of nothing but numbers, a loader of one sample, and a training of one step on it.
 CODE = """
@@ -57,8 +60,9 @@ def main() -> None:
         parts: dict[str, list[float]] = {}
         for _ in range(REPEATS):
             floors += floor(megabytes)
-            flower += flower_simulation(megabytes, CLIENTS, ROUNDS)
-            nvflare += nvflare_simulator(megabytes, CLIENTS, ROUNDS)
+            if megabytes <= PEERS_MEGABYTES:
+                flower += flower_simulation(megabytes, CLIENTS, ROUNDS)
+                nvflare += nvflare_simulator(megabytes, CLIENTS, ROUNDS)
             for entry in rounds(megabytes):
                 ours.append(entry["seconds"]["total"])
                 for name, seconds in entry["seconds"].items():
@@ -71,11 +75,12 @@ def main() -> None:
             print(f"  {name:24} {spread(values)}")
         print(f"  a round                  {spread(ours)}")
         print(f"  the floor                {spread(floors)}")
-        print(f"  Flower's simulation      {spread(flower)}")
-        print(f"  NVFlare's simulator      {spread(nvflare)}")
         print(f"  round / floor:   {ratio(ours, floors)}")
-        print(f"  Flower / round:  {ratio(flower, ours)}")
-        print(f"  NVFlare / round: {ratio(nvflare, ours)}")
+        if flower:
+            print(f"  Flower's simulation      {spread(flower)}")
+            print(f"  NVFlare's simulator      {spread(nvflare)}")
+            print(f"  Flower / round:  {ratio(flower, ours)}")
+            print(f"  NVFlare / round: {ratio(nvflare, ours)}")
 
 
 def rounds(megabytes: float, clients: int = CLIENTS, count: int = ROUNDS) -> list[dict]:

@@ -3,7 +3,9 @@
     python -m benchmarks.results [script ...]
 
 Without arguments all of them run; with some, only their sections change. A section says when it was
-measured, and how busy the machine was before: figures of a busy machine are worth their ratios.
+measured, and how busy the machine was before: figures of a busy machine are worth their ratios. A
+script that fails, or takes longer than it may, leaves its section as it was; the others still run,
+and at the end it is named.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ PRIVATE = ("tests/private_loopback.py", sys.executable)
 """Before scripts that start daemons: a loopback of their own."""
 
 ARGUMENTS = {
-    "big_rounds": ("100", "400"),
+    "big_rounds": ("100", "400", "1000"),
     "daemon_rounds": ("100",),
     "small_rounds": (),
     "growth": ("docs/pictures/growth.svg",),
@@ -37,6 +39,10 @@ ARGUMENTS = {
 }
 """Scripts that take minutes, in the order of their sections."""
 DAEMONS = ("daemon_rounds", "round_overhead", "hub")
+MOST_SECONDS = 3600
+"""What a script may take; the peers of `big_rounds` and `daemon_rounds` take longest."""
+CLEAN_UP_SECONDS = 300
+"""What it has then to take down what it has started."""
 HEAD = """# Measured
 
 Written by `make bench`: each script's claim, and what it printed. Ratios are against a peer or a
@@ -46,11 +52,17 @@ limit measured in the same run. Peers are of the versions in `peers.txt`.
 
 def main(names: list[str]) -> None:
     """Run the scripts named, or all, and replace their sections."""
-    sections = read(RESULTS)
+    sections, failed = read(RESULTS), []
     for name in names or ARGUMENTS:
-        sections[name] = measure(name)
+        try:
+            sections[name] = measure(name)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            print(error, file=sys.stderr)
+            failed.append(name)
         body = "".join(f"\n## {key}\n\n{sections[key]}" for key in ARGUMENTS if key in sections)
         RESULTS.write_text(HEAD + body)
+    if failed:
+        sys.exit(f"not measured: {', '.join(failed)}")
 
 
 def read(file: Path) -> dict[str, str]:
@@ -66,16 +78,36 @@ def measure(name: str) -> str:
     command = (*before, "-m", f"benchmarks.{name}", *ARGUMENTS[name])
     load = os.getloadavg()[0]
     print(f"{name} ...", flush=True)
-    done = subprocess.run(
-        (sys.executable, *command), cwd=FOLDER.parent, stdout=subprocess.PIPE, text=True, check=True
-    )
+    output = call((sys.executable, *command))
     shown = " ".join("python" if word == sys.executable else word for word in command)
     return (
         f"{claim(FOLDER / f'{name}.py')}\n\n"
         f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores of {platform.machine()}, "
         f"load {load:.1f} before.\n\n"
-        f"```console\n$ python {shown}\n{done.stdout.rstrip()}\n```\n"
+        f"```console\n$ python {shown}\n{output.rstrip()}\n```\n"
     )
+
+
+def call(command: tuple[str, ...]) -> str:
+    """What a command printed, within its time.
+
+    Raises:
+        subprocess.CalledProcessError: It failed.
+        subprocess.TimeoutExpired: It took too long, and was ended.
+    """
+    with subprocess.Popen(command, cwd=FOLDER.parent, stdout=subprocess.PIPE, text=True) as script:
+        try:
+            output, _ = script.communicate(timeout=MOST_SECONDS)
+        except BaseException:  # Ctrl-C too
+            script.terminate()
+            try:
+                script.wait(CLEAN_UP_SECONDS)
+            finally:
+                script.kill()
+            raise
+    if script.returncode:
+        raise subprocess.CalledProcessError(script.returncode, command)
+    return output
 
 
 def claim(script: Path) -> str:

@@ -1,6 +1,8 @@
 """What a person types: a folder or two files, `--set`, `--dry-run`, completion."""
 
 import hashlib
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -33,6 +35,14 @@ def test_an_experiment_is_a_folder_and_set_is_recorded(folder):
     assert recorded["server_configs"]["num_global_epochs"] == 1
     assert recorded["clients"][1]["train_configs"] == {"num_local_epochs": 3}
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_command_that_starts_loads_no_servers_and_no_sdk():
+    """Those of the sandbox alone took 20 MB of every run, and most of a second."""
+    heavy = ("quart", "hypercorn", "globus_sdk", "torch")
+    program = f"import sys, fl.cli; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 @pytest.mark.parametrize(

@@ -15,23 +15,32 @@ from torch import nn
 from fl.tensors import Tensors
 
 
-def delta(trained: Mapping[str, torch.Tensor], received: Mapping[str, torch.Tensor]) -> Tensors:
+def delta(
+    trained: Mapping[str, torch.Tensor],
+    received: Mapping[str, torch.Tensor],
+    *,
+    in_place: bool = False,
+) -> Tensors:
     """What training added to a model.
 
     Args:
         trained: The model after training.
         received: The model before it, of the same names, shapes and dtypes; any device.
+        in_place: Write into the memory of `received` where that is on the same device: nobody
+            needs it any more, and fresh memory takes longer to get than to fill.
 
     Returns:
         trained - received in the model's dtypes, on the device of `trained`: exactly zero where
         training changed nothing. What is not floating is no difference but `trained`'s value.
     """
-    return {
-        name: (
-            tensor - received[name].to(tensor.device) if tensor.is_floating_point() else tensor
-        ).detach()
-        for name, tensor in trained.items()
-    }
+    changes = {}
+    for name, tensor in trained.items():
+        after = tensor.detach()
+        if after.is_floating_point():
+            before = received[name].to(after.device)
+            after = torch.sub(after, before, out=before if in_place else None)
+        changes[name] = after
+    return changes
 
 
 def add_proximal_gradient(model: nn.Module, received: Tensors, *, mu: float) -> None:

@@ -328,12 +328,14 @@ def _update(
     base = {name: tensor for name, tensor in whole.items() if name not in received}
     frozen.require_untouched(base, wanted.base)
     trained = {name: whole[name] for name in received}
-    update = algorithms.delta(trained, received) if wanted.update == "difference" else trained
+    controls: Tensors = {}
     if isinstance(correction, Controlled):
         own, change = correction.outcome(received, {n: t.cpu() for n, t in trained.items()})
         control.keep(_run_id(wanted), wanted.client_id, wanted.round, own)
-        update |= control.prefixed(change)
-    return update
+        controls = control.prefixed(change)
+    if wanted.update == "difference":
+        trained = algorithms.delta(trained, received, in_place=True)
+    return trained | controls
 
 
 def _price(wanted: TrainRequest, training: trainer.Training) -> dict[str, float]:

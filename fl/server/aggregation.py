@@ -15,7 +15,7 @@ ROLES = frozenset({"mean", "mean_of"})
 
 
 class WeightedMean:
-    """A running weighted mean; each update is folded in and can be forgotten.
+    """A running weighted mean, in the memory of the first update; the others can be forgotten.
 
     Floating-point tensors are averaged in their own precision, but at least float32. The mean is
     moved towards each update rather than divided at the end: of equal values it is exactly that
@@ -40,7 +40,8 @@ class WeightedMean:
         """Fold an update in.
 
         Args:
-            update: Tensors of the first update's names, shapes and dtypes; they are not kept.
+            update: Tensors of the first update's names, shapes and dtypes, which share no memory.
+                The first's belong to the mean from now on, the others are not kept.
             weight: Its weight, positive and finite.
 
         Raises:
@@ -48,17 +49,12 @@ class WeightedMean:
         """
         if not 0 < weight < float("inf"):
             raise ValueError(f"an update's weight must be positive and finite, not {weight}")
-        if self.count == 0:
-            self._mean = {name: _room(tensor) for name, tensor in update.items()}
         self.total += weight
         self.count += 1
-        for name, mean in self._mean.items():
-            if mean.is_floating_point() or mean.is_complex():
-                _move(mean, update[name], weight / self.total)
-            elif weight > self._greatest:
-                mean.copy_(update[name])
-            elif weight == self._greatest:
-                torch.maximum(mean, update[name], out=mean)
+        if self.count == 1:  # fresh memory for the mean would cost more than the sum itself
+            self._mean = {name: _begun(tensor) for name, tensor in update.items()}
+        else:
+            self._fold(update, weight)
         self._greatest = max(self._greatest, weight)
 
     def result(self) -> Tensors:
@@ -92,17 +88,31 @@ class WeightedMean:
             self.count = int(count)
             self._mean = {name: tensor.clone() for name, tensor in state["mean"].items()}
 
+    def _fold(self, update: Tensors, weight: float) -> None:
+        """Give an update its share, the total of which it is in."""
+        for name, mean in self._mean.items():
+            if mean.is_floating_point() or mean.is_complex():
+                _move(mean, update[name], weight / self.total)
+            elif weight > self._greatest:
+                mean.copy_(update[name])
+            elif weight == self._greatest:
+                torch.maximum(mean, update[name], out=mean)
 
-def _room(update: torch.Tensor) -> torch.Tensor:
-    """A tensor for the mean of such updates."""
-    return torch.empty(update.shape, dtype=wide_dtype(update.dtype))
+
+def _begun(update: torch.Tensor) -> torch.Tensor:
+    """A mean of one update: as wide as means are, in the update's own memory where that is.
+
+    What is not floating gets memory of its own: a model goes on with it after the step, and would
+    hold the whole update.
+    """
+    if not (update.is_floating_point() or update.is_complex()):
+        return update.clone()
+    return update.to(wide_dtype(update.dtype)).contiguous()
 
 
 def _move(mean: torch.Tensor, update: torch.Tensor, share: float) -> None:
-    """Move a mean so that the update has that share of it; 1 for the first."""
-    if share == 1:
-        mean.copy_(update)
-    elif update.dtype == mean.dtype:
+    """Move a mean so that the update has that share of it."""
+    if update.dtype == mean.dtype:
         mean.lerp_(update, share)
     else:  # by tiles, so that the widened update stays in the processor's cache
         tiles = torch.split(mean.view(-1), TILE), torch.split(update.reshape(-1), TILE)

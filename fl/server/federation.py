@@ -197,6 +197,8 @@ class Server:
         if not this.started:
             this.started = True
             self._listen(RoundStarted(this.number, [a.client_id for a in assignments]))
+            with this.phase("evict"):  # now that the sites are busy
+                self._objects.evict_used()
 
     def _masked(self, this: Round, assignments: list[Assignment]) -> list[Assignment]:
         """Those whose updates may be in the sum; sites agree on its masks before the first."""
@@ -400,7 +402,7 @@ class Server:
         )
 
     def _step(self, this: Round) -> tuple[Snapshot, Round]:
-        """Take the step, keep its result, and only then forget what it was made of."""
+        """Take the step, and keep its result: what it was made of may be evicted from then on."""
         self._unmask(this)
         with this.phase("aggregate"):
             weights = self._aggregate(this)
@@ -418,7 +420,7 @@ class Server:
         self._sites.stepped(late=not self._scheduler.keeps_late)
         with following.phase("evict"):
             tasks = [site.task for _, site in self._sites]
-            self._objects.evict_used({task.version for task in tasks if task is not None})
+            self._objects.evict_models({task.version for task in tasks if task is not None})
         return snapshot, following
 
     def _unmask(self, this: Round) -> None:

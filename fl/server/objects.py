@@ -94,25 +94,28 @@ class Objects:
         """Have an update evicted after the next step."""
         self._used.append(ref)
 
-    def evict_used(self, needed: Collection[int]) -> None:
-        """Evict updates that are in a kept step, and models that no site has a task with.
-
-        Once nobody answers where one of them is, the others are left for the next step: whoever
-        waited for each would hold the sites up.
+    def evict_models(self, needed: Collection[int]) -> None:
+        """Evict models that no site has a task with.
 
         Args:
             needed: Versions that a site has a task with.
         """
         for version in [version for version in self._models if version not in needed]:
-            self._used.append(self._models.pop(version))
+            self._evict(self._models.pop(version))
+
+    def evict_used(self) -> None:
+        """Evict updates that are in a kept step.
+
+        Once nobody answers where one of them is, the others are left for the next step: whoever
+        waited for each would hold the sites up.
+        """
         while self._used and self._evict(self._used.pop(0)):
             pass
 
     def evict_all(self) -> None:
         """The run is over: evict all that is left."""
-        self._used += self._kept
-        self._kept = []
-        self.evict_used(())
+        self._used += [*self._models.values(), *self._kept]
+        self._models, self._kept = {}, []
         while self._used:
             self._evict(self._used.pop(0))
 

@@ -47,6 +47,17 @@ def test_delta_is_zero_where_nothing_changed(dtype):
     assert moved["1.num_batches_tracked"].item() == 7
 
 
+def test_a_delta_can_take_the_memory_of_what_was_received():
+    received, trained = weights(network()), weights(network())
+    trained = {name: tensor + 1 for name, tensor in trained.items()}
+    expected = delta(trained, received)
+    places = {name: tensor.data_ptr() for name, tensor in received.items()}
+    moved = delta(trained, received, in_place=True)
+    for name, tensor in moved.items():
+        assert torch.equal(tensor, expected[name])
+        assert (tensor.data_ptr() == places[name]) == tensor.is_floating_point()
+
+
 # FedProx.
 
 

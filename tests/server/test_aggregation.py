@@ -16,8 +16,12 @@ def model(seed, dtype=torch.float32):
 def mean(updates, weights):
     running = WeightedMean()
     for update, weight in zip(updates, weights, strict=True):
-        running.add(update, weight)
+        running.add(copy(update), weight)
     return running.result()
+
+
+def copy(update):
+    return {name: tensor.clone() for name, tensor in update.items()}
 
 
 weights_strategy = st.lists(st.floats(0.01, 1e4), min_size=1, max_size=6)
@@ -85,15 +89,35 @@ def test_no_update_and_no_weight_are_refused():
             WeightedMean().add(model(1), weight)
 
 
-def test_updates_are_not_changed_nor_kept():
-    running, update = WeightedMean(), model(1)
+def test_the_mean_is_in_the_memory_of_the_first_update():
+    first = model(1)
+    memory = first["w"].data_ptr()
+    running = WeightedMean()
+    running.add(first, 1)
+    running.add(model(2), 1)
+    assert running.result()["w"].data_ptr() == memory
+    assert running.result()["n"].data_ptr() != first["n"].data_ptr()  # a model goes on with that
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_updates_after_the_first_are_not_changed_nor_kept(dtype):
+    running, update = WeightedMean(), model(2, dtype)
+    running.add(model(1, dtype), 1)
     running.add(update, 1)
+    assert all(torch.equal(tensor, model(2, dtype)[name]) for name, tensor in update.items())
     update["w"].zero_()
     update["n"].zero_()
-    running.add(model(2), 1)
-    assert torch.equal(update["w"], torch.zeros(3, 5))
-    expected = mean([model(1), model(2)], [1, 1])
+    expected = mean([model(1, dtype), model(2, dtype)], [1, 1])
     assert all(torch.equal(running.result()[name], expected[name]) for name in expected)
+
+
+def test_a_first_update_that_is_no_plain_memory_is_averaged_as_others():
+    spread = {"w": torch.arange(15.0).view(5, 3).t(), "half": torch.ones(4, 2).half().t()}
+    running = WeightedMean()
+    running.add(copy(spread), 1)
+    running.add({name: tensor * 3 for name, tensor in spread.items()}, 1)
+    for name, tensor in spread.items():
+        assert torch.equal(running.result()[name], 2 * tensor.float())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

@@ -13,7 +13,14 @@ from fl.errors import FederationError
 from fl.server import sites
 from fl.server.aggregators.base import HoldError
 from fl.server.clock import RealClock
-from fl.server.events import ClientFailed, RoundEnded, SiteChanged, UpdateReceived, Warned
+from fl.server.events import (
+    ClientFailed,
+    RoundEnded,
+    RoundStarted,
+    SiteChanged,
+    UpdateReceived,
+    Warned,
+)
 from fl.server.federation import RoundError
 from fl.tensors import decode, encode
 from fl.transport.base import Ref, TransportError, UnreachableError
@@ -303,13 +310,27 @@ def test_a_way_that_is_stuck_keeps_no_round_beyond_its_deadline(fit, transport, 
     assert sum(given) < 3.0, "each waits for what those before it have left of the round"
 
 
+def test_updates_are_evicted_once_the_next_tasks_are_out(fit, transport):
+    """What waits for that is then the server alone; a model that nobody needs goes before."""
+    held = []
+    fit(
+        {"a": train(1.0), "b": train(3.0)},
+        num_global_epochs=3,
+        on_event=lambda event: (
+            held.append(len(transport.objects)) if isinstance(event, RoundStarted) else None
+        ),
+    )
+    model, answers = 1, 2
+    assert held == [model + answers, model + 2 * answers, model + 2 * answers]
+
+
 def test_what_cannot_be_evicted_holds_up_one_step_once(fit, transport):
-    """The others' objects are evicted after the next step."""
+    """The others' objects are evicted in the round after the next step; a model is so at once."""
     evict, tried = transport.evict, []
 
     def unreachable(ref):
         tried.append(ref.key["id"])
-        if len(tried) == 1:
+        if len(tried) == 2:
             raise UnreachableError("timed out")
         evict(ref)
 
@@ -320,9 +341,9 @@ def test_what_cannot_be_evicted_holds_up_one_step_once(fit, transport):
         num_global_epochs=2,
         on_event=lambda event: steps.append(len(tried)) if isinstance(event, RoundEnded) else None,
     )
-    assert steps == [0, 1]
+    assert steps == [0, 2]
     assert len(of(Warned, events)) == 1
-    assert list(transport.objects) == [tried[0]]
+    assert list(transport.objects) == [tried[1]]
 
 
 def test_an_update_that_is_gone_is_trained_again(fit, transport):

@@ -75,7 +75,8 @@ class Aggregator(Protocol):
         """Fold one update in.
 
         Args:
-            update: Tensors of the model's names, shapes and dtypes, and those of `extra`.
+            update: Tensors of the model's names, shapes and dtypes, and those of `extra`, which
+                belong to the aggregator from now on.
             contribution: What is known of it.
 
         Raises:
@@ -133,7 +134,7 @@ class Streaming(Aggregator, ABC):
         return {}
 
     def add(self, update: Tensors, contribution: Contribution) -> None:
-        """Fold one update in; it is not kept."""
+        """Fold one update in; the memory of a step's first becomes the mean's."""
         self._mean.add(update, self._weight(contribution))
 
     def step(self, weights: Tensors) -> Tensors:

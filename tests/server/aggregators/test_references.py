@@ -198,7 +198,7 @@ def test_steps_are_the_papers(name, kwargs, reference, dtype, tolerance):
         moves = [model(100 * step + index, dtype, scale=0.1) for index in range(len(known))]
         sent = [update_of(aggregator, weights, moved) for moved in moves]
         for update, one in zip(sent, known, strict=True):
-            aggregator.add(update, one)
+            aggregator.add({name: tensor.clone() for name, tensor in update.items()}, one)
         weights = aggregator.step(weights)
         memory["all"] = [np.append(w(update), update["scalar"].double().numpy()) for update in sent]
         x = reference(x, np.array([w(update) for update in sent]), known, memory)

@@ -35,7 +35,7 @@ def difference(update, base):
 def running(updates, weights):
     mean = WeightedMean()
     for update, weight in zip(updates, weights, strict=True):
-        mean.add(update, weight)
+        mean.add({name: tensor.clone() for name, tensor in update.items()}, weight)
     return mean.result()
 
 
