@@ -16,14 +16,14 @@ from typing import Iterator, List, Pattern
 
 LAST_BYTES = 1_000_000
 KINDS = [
-    "logs/*.log",
+    "logs/*.log*",
     "daemons/*",
     "site.env",
     "proxystore/*/config.toml",
-    "proxystore/*/log.txt",
+    "proxystore/*/log.txt*",
     "globus_compute/*/config.yaml",
     "globus_compute/*/user_*",
-    "globus_compute/**/*.log",
+    "globus_compute/**/*.log*",
     "globus_compute/*/submit_scripts/*",
 ]
 # Each has what may be told in its first group, and what may not after it. Each begins with text of

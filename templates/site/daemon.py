@@ -17,6 +17,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -39,6 +40,11 @@ KILL_GRACE_SECONDS = 5
 # Longer than a start may take.
 LOCK_SECONDS = 180
 POLL_SECONDS = 0.1
+# One more of that size is kept beside it.
+LOG_BYTES = 10_000_000
+
+# What the kernel writes for that state into /proc/net/tcp.
+LISTENING = "0A"
 
 # What the log of a ProxyStore endpoint says of its connections.
 PEER_MET = re.compile(r"received (?:offer|answer) from ([0-9a-f-]{36})")
@@ -137,6 +143,7 @@ class Daemon:
         return record
 
     def _kept(self, record: Dict[str, Any]) -> Dict[str, Any]:
+        self._rotate_logs(record)
         return {"changed": self._end_maimed(), "pid": record["pid"]}
 
     def _restarted(self) -> Dict[str, Any]:
@@ -190,6 +197,31 @@ class Daemon:
         ours = set(_marked(self.mark))
         return [p.parent for p in _processes() if p.name == child and p.dead and p.parent in ours]
 
+    def _rotate_logs(self, record: Optional[Dict[str, Any]]) -> None:
+        """Copy a log that has grown long aside, and empty it: a daemon has it open, to append."""
+        for log in [self.definition["log"], *self.definition["other_logs"]]:
+            if _size(log) <= LOG_BYTES:
+                continue
+            ours = log == self.definition["log"]
+            told = self._told(record) if record and ours else []
+            shutil.copyfile(log, f"{log}.1")
+            os.truncate(log, 0)
+            if ours:
+                self._note(f"what it has said before stands in {log}.1")
+                with Path(log).open("a") as output:
+                    output.writelines(told)
+            if record and ours:
+                self._write_record({**record, "log_begins": 0})
+
+    def _told(self, record: Dict[str, Any]) -> List[str]:
+        """The lines of its log by which the keeper judges it."""
+        signs = [sign["text"] for sign in self.definition.get("useless_signs", [])]
+        return [
+            line
+            for line in _lines(self.definition["log"], record.get("log_begins") or 0)
+            if PEER_MET.search(line) or any(text in line for text in [PEERS_PARTED, *signs])
+        ]
+
     def _note(self, what: str) -> None:
         """Leave a line in its log."""
         with Path(self.definition["log"]).open("a") as log:
@@ -204,6 +236,10 @@ class Daemon:
 
     def _start(self) -> int:
         self._refuse_taken_port()
+        if self._address():
+            # Its port is free, so whoever wrote that is gone; ProxyStore would believe it.
+            self.pid_file.unlink(missing_ok=True)
+        self._rotate_logs(None)
         for source, target in self.definition.get("install", {}).items():
             Path(target).parent.mkdir(parents=True, exist_ok=True)
             Path(target).touch(mode=0o600)  # it may hold the relay's password
@@ -221,7 +257,7 @@ class Daemon:
                 start_new_session=True,
             )
         try:
-            self._write_record(process.pid, logs[self.definition["log"]])
+            self._write_record(self._new_record(process.pid, logs[self.definition["log"]]))
         except OSError:
             # Nobody could prove it ours later.
             self._sweep({"pid": process.pid, "boot": _boot()})
@@ -262,7 +298,8 @@ class Daemon:
     def _is_ready(self, pid: int) -> bool:
         address = self._address()
         if address:
-            return _endpoint_uuid(address) == self.definition["uuid"]
+            # An id can be said by anybody who has read it.
+            return _listens(pid, address[1]) and _endpoint_uuid(address) == self.definition["uuid"]
         try:
             return int(self.pid_file.read_text().split()[0]) == pid
         except (OSError, ValueError, IndexError):
@@ -286,8 +323,8 @@ class Daemon:
             digest.update(Path(file).read_bytes() if Path(file).exists() else b"")
         return digest.hexdigest()
 
-    def _write_record(self, pid: int, log_begins: int) -> None:
-        record = {
+    def _new_record(self, pid: int, log_begins: int) -> Dict[str, Any]:
+        return {
             "host": socket.gethostname(),
             "boot": _boot(),
             "pid": pid,
@@ -296,6 +333,8 @@ class Daemon:
             "fingerprint": self._fingerprint(),
             "log_begins": log_begins,
         }
+
+    def _write_record(self, record: Dict[str, Any]) -> None:
         partial = self.record_file.with_suffix(".partial")
         partial.write_text(json.dumps(record) + "\n")
         partial.replace(self.record_file)
@@ -433,6 +472,23 @@ def _endpoint_uuid(address: Tuple[str, int]) -> Optional[str]:
         return None
     finally:
         connection.close()
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Whether a process of ours has a socket that listens on a port."""
+    tables = [Path(f"/proc/self/net/{name}") for name in ("tcp", "tcp6")]
+    rows = [row.split() for table in tables if table.exists() for row in _lines(str(table), 0)]
+    listening = {
+        f"socket:[{row[9]}]"
+        for row in rows
+        if row[3] == LISTENING and int(row[1].rpartition(":")[2], 16) == port
+    }
+    with contextlib.suppress(OSError):  # it is gone, or somebody else's
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # closed meanwhile
+                if os.readlink(str(file)) in listening:
+                    return True
+    return False
 
 
 def _peer_answers(address: Tuple[str, int], peer: str) -> bool:

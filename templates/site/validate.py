@@ -7,10 +7,15 @@ One line and exit code 1 where the daemon would refuse it.
 import json
 import os
 import pwd
+import re
+import socket
 import sys
 from pathlib import Path
 from typing import Callable, Dict, List
 from uuid import UUID
+
+# What the kernel says when it is asked for an interface's address.
+NO_SUCH_INTERFACE = re.compile(r"\[Errno (19|99)\]")
 
 
 def proxystore(file: Path) -> None:
@@ -47,6 +52,7 @@ def compute_config(file: Path) -> None:
 
 def compute_template(file: Path) -> None:
     """The template of a user endpoint: rendered as the manager does, then loaded."""
+    from click import ClickException
     from globus_compute_endpoint.endpoint.config import CoreEndpointConfig, UserEndpointConfig
     from globus_compute_endpoint.endpoint.config.utils import (
         load_config_yaml,
@@ -64,7 +70,17 @@ def compute_template(file: Path) -> None:
             globus_identity_candidates=[],
         ),
     )
-    if not isinstance(load_config_yaml(rendered), UserEndpointConfig):
+    try:
+        config = load_config_yaml(rendered)
+    except ClickException as error:
+        if not NO_SUCH_INTERFACE.search(error.message):
+            raise
+        here = ", ".join(name for _, name in socket.if_nameindex())
+        raise ValueError(
+            f"{error.message}: set fl_compute_interface to one of this machine's that has an"
+            f" address ({here})"
+        ) from error
+    if not isinstance(config, UserEndpointConfig):
         raise ValueError("it has no engine block")
 
 

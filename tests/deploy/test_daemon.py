@@ -1,8 +1,11 @@
 """The keeper of a site's daemons, tried on a small daemon that answers as ProxyStore does."""
 
 import fcntl
+import http.server
 import inspect
 import json
+import multiprocessing
+import os
 import re
 import shutil
 import socket
@@ -22,6 +25,7 @@ from proxystore.p2p.relay.client import RelayClient
 from proxystore.utils.tasks import exit_on_error
 
 from tests.conftest import TOP
+from tests.deploy import namespaces
 
 UUID = "a6dbf2d2-847a-427d-ae48-5c39d95436ad"
 # Answers GET /endpoint with its id, and has a child, as endpoints have.
@@ -403,6 +407,30 @@ def test_a_recorded_pid_that_is_somebody_elses_now_is_left_alone(site, bystander
     assert bystander.poll() is None
 
 
+def test_after_a_reboot_no_process_is_taken_for_it(site, bystander):
+    """Number and clock tick may come again; the kernel's id of a boot does not."""
+    site.call("ensure")
+    record = json.loads(site.record.read_text())
+    site.call("stop")
+    stat = Path(f"/proc/{bystander.pid}/stat").read_text()
+    same = {"pid": bystander.pid, "start_time": int(stat.rpartition(")")[2].split()[19])}
+    site.record.write_text(json.dumps(record | same | {"boot": "the one before"}))
+    assert "does not run" in site.refusal("status")
+    assert site.call("stop") == {"changed": False}
+    assert bystander.poll() is None
+
+
+def test_a_pid_file_of_somebody_elses_process_is_not_believed(site, bystander):
+    """ProxyStore would say that it is already running, and stop that process."""
+    pid_file = site.folder / "daemon.pid"
+    pid_file.write_text(f"{bystander.pid}\n")
+    site.endpoint.write_text(
+        f"import pathlib\nassert not pathlib.Path({str(pid_file)!r}).exists()\n" + ENDPOINT
+    )
+    assert site.call("ensure")["changed"] is True
+    assert bystander.poll() is None
+
+
 def test_a_record_of_another_login_node_is_not_believed(site):
     site.call("ensure")
     record = json.loads(site.record.read_text())
@@ -410,6 +438,23 @@ def test_a_record_of_another_login_node_is_not_believed(site):
     assert "recorded as running on login02" in site.refusal()
     assert len(site.processes()) == 2
     site.record.write_text(json.dumps(record))
+
+
+def test_the_other_login_node_neither_believes_nor_ends_it(site):
+    """It has the same files, and another name and other processes; an alias may lead there."""
+    if reason := namespaces.refusal():
+        pytest.skip(f"no machine of namespaces here: {reason}")
+    running = site.call("ensure")["pid"]
+    other = namespaces.Machine.make("login02")
+    try:
+        for verb in ("ensure", "keep", "stop", "status"):
+            done = other.run(*map(str, site.command(verb)))
+            assert done.returncode == 1
+            assert f"recorded as running on {socket.gethostname()}, and this is" in done.stderr
+            assert "login02; name that login node in the inventory" in done.stderr
+    finally:
+        other.end()
+    assert site.call("status")["pid"] == running
 
 
 def test_a_port_taken_by_another_endpoint_is_named_with_the_remedy(site, tmp_path_factory):
@@ -433,6 +478,71 @@ def test_a_port_taken_by_another_program_is_named(site):
         started = time.monotonic()
         assert f"port {site.port} on 127.0.0.1 is in use by another program" in site.refusal()
         assert time.monotonic() - started < 8
+
+
+# Who asked for a file beside it closes its port, and says so.
+LETS_GO_OF_ITS_PORT = """
+import http.server, pathlib, sys, time
+port, uuid = sys.argv[1:]
+asked = pathlib.Path(sys.argv[0]).with_name("let go")
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(('{"uuid": "' + uuid + '"}').encode())
+server = http.server.HTTPServer(("127.0.0.1", int(port)), Answer)
+server.timeout = 0.1
+while not asked.exists():
+    server.handle_request()
+server.server_close()
+asked.unlink()
+time.sleep(600)
+"""
+
+
+class Impostor(http.server.BaseHTTPRequestHandler):
+    """Says our id."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"uuid": UUID}).encode())
+
+
+def pretend(port: int) -> None:
+    """Be another user, where this one may, and answer as ours does."""
+    if os.geteuid() == 0:
+        os.setuid(65534)
+    http.server.HTTPServer(("127.0.0.1", port), Impostor).serve_forever()
+
+
+@pytest.fixture
+def impostor(site):
+    """Has another user's program take the port, once ours has let go of it."""
+    process = multiprocessing.get_context("fork").Process(target=pretend, args=[site.port])
+
+    def take() -> None:
+        (site.folder / "let go").touch()
+        while (site.folder / "let go").exists():
+            time.sleep(0.02)
+        process.start()
+        while socket.socket().connect_ex(("127.0.0.1", site.port)):
+            assert process.is_alive()
+            time.sleep(0.02)
+
+    yield take
+    process.kill()
+    process.join()
+
+
+def test_another_users_endpoint_is_not_ours_whatever_it_says(site, impostor):
+    """It listens on our port with our id, while ours runs and listens no more."""
+    site.endpoint.write_text(LETS_GO_OF_ITS_PORT)
+    site.call("ensure")
+    site.call("status")
+    impostor()
+    assert "runs (pid" in (line := site.refusal("status"))
+    assert "but does not answer" in line
 
 
 def test_an_address_of_another_machine_is_named(site):
@@ -460,6 +570,47 @@ def test_a_full_disk_leaves_no_daemon_that_nobody_knows_of(site):
     assert site.processes() == []
     partial.unlink()
     assert site.call("ensure")["changed"] is True
+
+
+@pytest.fixture
+def talkative(server):
+    """A site whose keeper takes little for a long log."""
+    keeper = server.folder / "bin/daemon"
+    keeper.write_text(keeper.read_text().replace("LOG_BYTES = 10_000_000", "LOG_BYTES = 5_000"))
+    server.other = server.folder / "proxystore.txt"
+    server.other.write_text("told twice\n" * 500)
+    server.sign = {"text": "met the relay", "times": 2, "meaning": "it is deaf"}
+    server.define(asks_peers=True, other_logs=[str(server.other)], useless_signs=[server.sign])
+    return server
+
+
+def test_a_long_log_is_emptied_and_one_more_is_kept(talkative):
+    """The daemon has it open and writes on; nothing is started again for that."""
+    running = talkative.call("keep")["pid"]
+    assert talkative.other.stat().st_size == 0
+    assert Path(f"{talkative.other}.1").read_text().startswith("told twice")
+    for _ in range(2):
+        say(talkative, "a request\n" * 600)
+        assert talkative.call("keep") == {"changed": False, "pid": running}
+        assert talkative.log.stat().st_size < 1_000
+        assert "what it has said before stands in" in talkative.log.read_text()
+        assert "a request" in Path(f"{talkative.log}.1").read_text()
+
+
+def test_what_the_keeper_goes_by_outlives_a_long_log(talkative):
+    first = meet(talkative)
+    say(talkative, "met the relay\n" + "a request\n" * 600)
+    assert talkative.call("keep") == {"changed": False, "pid": first}
+    assert talkative.log.stat().st_size < 1_000
+    part(talkative, SITE_B)
+    assert "no peer's answer has reached it" not in talkative.log.read_text()
+    assert (again := talkative.call("keep"))["changed"] is True, "it has met and lost peers before"
+    assert "no peer's answer has reached it" in talkative.log.read_text()
+    say(talkative, "met the relay\n" + "a request\n" * 600)
+    assert talkative.call("keep") == {"changed": False, "pid": again["pid"]}
+    say(talkative, "met the relay")
+    assert talkative.call("keep")["changed"] is True
+    assert "started again, because it is deaf" in talkative.log.read_text()
 
 
 def test_a_folder_that_is_somebody_elses_is_named(site):

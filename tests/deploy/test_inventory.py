@@ -49,8 +49,12 @@ def play(tmp_path):
     ("variables", "message"),
     [
         ({"fl_environment_kind": "pixi"}, "must be one of: venv, conda, existing, got: pixi"),
-        ({"fl_keep_up": "at"}, "must be one of: cron, systemd, none, got: at"),
+        ({"fl_keep_up": "at"}, "must be one of: cron, systemd, scrontab, none, got: at"),
         ({"fl_environment_kind": "conda"}, "fl_environment_lock must be a file"),
+        (
+            {"fl_environment_site_packages": ["torch"], "fl_environment_kind": "existing"},
+            "is for fl_environment_kind venv, not existing",
+        ),
         ({"fl_python_archive": "/nowhere.tar"}, "fl_python_archive must be a file"),
         (
             {"fl_python_archive": __file__, "fl_python_archive_sha256": "12ab"},

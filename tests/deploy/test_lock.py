@@ -1,32 +1,61 @@
-"""Who holds a site while plays change it."""
+"""Who holds a site while plays change it, and on which login node that is."""
 
+import json
 import os
+import socket
 import subprocess
 import sys
+
+import pytest
 
 from tests.conftest import BIN, TOP
 
 CLIENT = "11111111-2222-4333-8444-555555555555"
+PLAY = "playbooks/credentials.yml"
 
 
-def test_of_two_playbooks_in_one_call_each_takes_the_site(tmp_path):
-    """The first gives it back at its end, so the second must not believe that it still has it."""
-    (tmp_path / "site").mkdir()
+@pytest.fixture
+def play(tmp_path):
+    """Give a site its credentials, once or more in one call."""
+    (tmp_path / "site/daemons").mkdir(parents=True)
     (tmp_path / "sites.ini").write_text(
         f"[server]\nhome ansible_connection=local fl_site_dir={tmp_path}/site\n[all:vars]\n"
         f"ansible_python_interpreter={sys.executable}\nfl_client_id={CLIENT}\n"
         f"fl_client_secret=none\n"
     )
-    play = "playbooks/credentials.yml"
-    done = subprocess.run(
-        [BIN / "ansible-playbook", "-i", tmp_path / "sites.ini", play, play],
-        cwd=TOP,
-        env=os.environ | {"ANSIBLE_NOCOLOR": "1"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+
+    def _play(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [BIN / "ansible-playbook", "-i", tmp_path / "sites.ini", *words],
+            cwd=TOP,
+            env=os.environ | {"ANSIBLE_NOCOLOR": "1"},
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+
+    return _play
+
+
+def test_of_two_playbooks_in_one_call_each_takes_the_site(play, tmp_path):
+    """The first gives it back at its end, so the second must not believe that it still has it."""
+    done = play(PLAY, PLAY)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("TASK [lock : Take the site, or read who has it]") == 2
     assert not (tmp_path / "site" / "lock").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["--check"]])
+def test_an_alias_that_leads_to_another_login_node_is_refused_before_anything(
+    play, tmp_path, words
+):
+    record = tmp_path / "site/daemons/proxystore.running"
+    record.write_text(json.dumps({"host": "login02", "pid": 1}) + "\n")
+    done = play(PLAY, *words)
+    assert done.returncode == 2
+    said = " ".join(done.stdout.split())
+    assert f"is {socket.gethostname()}, and this site's daemons are on login02" in said
+    assert [path.name for path in (tmp_path / "site").iterdir()] == ["daemons"]
+    record.write_text(json.dumps({"host": socket.gethostname(), "pid": 1}) + "\n")
+    assert play(PLAY, *words).returncode == 0

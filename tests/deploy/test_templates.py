@@ -1,6 +1,7 @@
 """What lands on a site, for every kind of scheduler, loaded as the daemons load it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -166,6 +167,25 @@ def test_a_refused_file_says_so_in_one_line(tmp_path):
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert "not-a-uuid" in done.stderr
+
+
+def test_an_interface_that_is_not_there_says_which_there_are(tmp_path):
+    file = tmp_path / "user_config_template.yaml.j2"
+    file.write_text(
+        "engine:\n  type: GlobusComputeEngine\n  provider: {type: LocalProvider}\n"
+        "  address: {type: address_by_interface, ifname: hsn9}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, TOP / "templates/site/validate.py", "compute-template", file],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "No such device: set fl_compute_interface to one of this machine's" in line
+    assert re.search(r"\(.*\blo\b.*\)$", line)
 
 
 def test_an_engine_in_the_managers_file_is_refused(tmp_path):

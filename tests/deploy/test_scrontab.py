@@ -1,0 +1,142 @@
+"""`fl_keep_up: scrontab`, with a stand-in for Slurm's scrontab, which Debian does not package."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import BIN, TOP, sandbox_environment
+
+DAEMON = ["sh", "-c", "echo $$ > pid; exec sleep 603"]
+OTHERS = "# somebody's\n#SCRON --qos=cron\n0 5 * * * backup 100%\n"
+COMMANDS = {
+    # Keeps the text, as slurmctld does.
+    "scrontab": """#!/bin/sh
+table="${0%/*}/table"
+case "$1" in
+-l) cat "$table" 2> /dev/null || { echo "no crontab for $(id -un)" >&2; exit 1; } ;;
+-) cat > "$table" ;;
+esac
+""",
+    # The login node is this machine.
+    "ssh": """#!/bin/sh
+[ "$1 $2 $3" = "-o BatchMode=yes $(uname -n)" ] || exit 255
+shift 3
+exec sh -c "$*"
+""",
+}
+
+
+class Site:
+    """A site's folder with one daemon, and commands of a login node with Slurm."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "100% a site"
+        for name in ("bin", "daemons", "logs"):
+            (self.folder / name).mkdir(parents=True)
+        shutil.copy(TOP / "templates/site/daemon.py", self.folder / "bin/daemon")
+        self.commands = folder / "commands"
+        self.commands.mkdir()
+        self.table = self.commands / "table"
+        for name, text in COMMANDS.items():
+            (self.commands / name).write_text(text)
+        (self.folder / "bin/fl-site").write_text('#!/bin/sh\nexec "$@"\n')
+        for program in (*self.commands.iterdir(), *(self.folder / "bin").iterdir()):
+            program.chmod(0o700)
+        definition = {
+            "what": "the sleeper",
+            "command": DAEMON,
+            "restart_for": [],
+            "mark": str(self.folder / "sleeper"),
+            "pid_file": str(self.folder / "pid"),
+            "log": str(self.folder / "logs/sleeper.log"),
+            "other_logs": [],
+            "deadline": 10,
+            "known_errors": [],
+        }
+        (self.folder / "daemons/sleeper.json").write_text(json.dumps(definition))
+        self.inventory = folder / "sites.ini"
+        self.inventory.write_text("[server]\nhome ansible_connection=local\n")
+        self.environment = sandbox_environment(folder)
+        self.environment["PATH"] = f"{self.commands}:{self.environment['PATH']}"
+
+    def play(self, verb: str, *words: str, **more: object) -> subprocess.CompletedProcess[str]:
+        variables = {
+            "ansible_python_interpreter": sys.executable,
+            "fl_environment_prefix": str(BIN.parent),
+            "fl_client_id": "11111111-2222-4333-8444-555555555555",
+            "fl_site_dir": str(self.folder),
+            "fl_compute_engine": "slurm",
+            "fl_keep_up": "scrontab",
+            "fl_scrontab_options": ["--qos=cron", "--account=physics"],
+            "fl_daemon_verb": verb,
+        }
+        command = ["ansible-playbook", "-i", str(self.inventory), "tests/deploy/keep_up.yml"]
+        done = subprocess.run(
+            [*command, "-e", json.dumps(variables | more), *words],
+            cwd=TOP,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def fire(self) -> None:
+        """Run what the scrontab says, as a job with a bare environment would."""
+        lines = [line for line in self.table.read_text().splitlines() if "BatchMode" in line]
+        (line,) = lines
+        bare = {"PATH": f"{self.commands}:/usr/bin:/bin"}
+        subprocess.run(["sh", "-c", line.split(" ", 5)[5]], env=bare, check=True, timeout=60)
+
+    def sleepers(self) -> list[psutil.Process]:
+        return [
+            process
+            for process in psutil.process_iter(["cmdline", "cwd"])
+            if process.info["cmdline"] == ["sleep", "603"]
+            and process.info["cwd"] == str(self.folder)
+        ]
+
+
+def changed(done: subprocess.CompletedProcess[str]) -> str:
+    return re.search(r"changed=\d+", done.stdout)[0]
+
+
+@pytest.fixture
+def site(tmp_path):
+    made = Site(tmp_path)
+    yield made
+    for process in made.sleepers():
+        process.kill()
+
+
+def test_a_job_starts_what_was_killed_and_a_stop_takes_its_lines_out(site):
+    site.table.write_text(OTHERS)
+    site.play("ensure", "--check")
+    assert site.table.read_text() == OTHERS
+    assert changed(site.play("ensure")) != "changed=0"
+    lines = site.table.read_text().removeprefix(OTHERS).splitlines()
+    assert lines[1:3] == ["#SCRON --qos=cron", "#SCRON --account=physics"]
+    (killed,) = site.sleepers()
+    killed.kill()
+    killed.wait()
+    site.fire()
+    assert len(site.sleepers()) == 1
+    assert changed(site.play("ensure")) == "changed=0"
+    # A site that has changed its mind is restarted to be rid of it.
+    assert changed(site.play("stop", fl_keep_up="none")) != "changed=0"
+    assert site.table.read_text() == OTHERS
+    assert site.sleepers() == []
+
+
+def test_where_there_is_no_scrontab_a_line_says_what_that_means(site):
+    (site.commands / "scrontab").write_text("#!/bin/sh\necho scrontab: disabled >&2\nexit 1\n")
+    said = " ".join(site.play("ensure").stdout.split())
+    assert "scrontab cannot be used (scrontab: disabled), so nothing starts the sleeper" in said
