@@ -47,7 +47,7 @@ def read_tasks(file: Path) -> list[SeenTask]:
         Its tasks, in the order in which they came.
 
     Raises:
-        AuditError: It cannot be read.
+        AuditError: It cannot be read, or is no log.
     """
     try:
         lines = file.read_bytes().splitlines()
@@ -62,12 +62,15 @@ def read_tasks(file: Path) -> list[SeenTask]:
         # The first line says when it came, the last what came of it.
         before = tasks.setdefault(str(record.get("task")), {})
         before |= record | {"at": before.get("at", record["at"])}
+    if lines and not tasks:
+        raise AuditError(f"{file}: is no audit log: none of its {len(lines)} lines is a task's")
     return [_seen(record) for record in tasks.values()]
 
 
 def show(tasks: list[SeenTask]) -> Table:
     """Tasks for a terminal; what a server said is text, and moves no cursor."""
-    table = Table("when", "task", "run", "round", "what ran", "what came of it")
+    columns = ("when", "task", "run", "round", "what ran", "what came of it")
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for seen in tasks:
         table.add_row(
             *map(

@@ -53,7 +53,7 @@ class Files:
     def of_folder(cls, folder: Path, overrides: tuple[str, ...] = ()) -> Files:
         """The two files of a folder, or the experiment.yml of one that has no server.yaml."""
         server, experiment = folder / "server.yaml", folder / "experiment.yml"
-        if experiment.exists() and not server.exists():
+        if _is_there(experiment) and not _is_there(server):
             return cls(experiment, None, overrides)
         return cls(server, folder / "clients.yaml", overrides)
 
@@ -68,12 +68,20 @@ class Files:
 
     def load(self) -> Federation:
         """The federation; see `load_federation`."""
-        if self.clients is not None and not (self.server.exists() or self.clients.exists()):
+        if self.clients is not None and not (_is_there(self.server) or _is_there(self.clients)):
             raise ConfigError(
                 f"{self.server.parent}: has neither {self.server.name} and {self.clients.name}, "
                 "which deploy.yml writes, nor an experiment.yml, which fl init writes"
             )
         return load_federation(self.server, self.clients, self.overrides)
+
+
+def _is_there(file: Path) -> bool:
+    """Whether a file is there; one that may not be looked at is, and reading it says why not."""
+    try:
+        return file.exists()
+    except OSError:
+        return True
 
 
 def load_federation(
