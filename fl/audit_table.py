@@ -53,6 +53,8 @@ def read_tasks(file: Path) -> list[SeenTask]:
         lines = file.read_bytes().splitlines()
     except OSError as error:
         raise AuditError(f"{file}: cannot be read ({error.strerror})") from error
+    if lines and not any(b'"previous"' in line for line in lines):
+        raise AuditError(f"{file}: is no audit log: none of its {len(lines)} lines is a task's")
     tasks: dict[str, dict[str, Any]] = {}
     for line in lines:
         try:
@@ -62,8 +64,6 @@ def read_tasks(file: Path) -> list[SeenTask]:
         # The first line says when it came, the last what came of it.
         before = tasks.setdefault(str(record.get("task")), {})
         before |= record | {"at": before.get("at", record["at"])}
-    if lines and not tasks:
-        raise AuditError(f"{file}: is no audit log: none of its {len(lines)} lines is a task's")
     return [_seen(record) for record in tasks.values()]
 
 
