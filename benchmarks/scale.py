@@ -54,6 +54,7 @@ class Storage:
     """
 
     name = "storage"
+    limit: int | None = None
 
     def __init__(self) -> None:
         self._objects: dict[str, bytes] = {}

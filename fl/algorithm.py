@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
-from fl.client import data, frozen, trainer
+from fl.client import data, devices, frozen, trainer
 from fl.config import ConfigError, Federation, TrainConfigs
 from fl.errors import FederationError
 from fl.server.aggregators import Aggregator, SecureFedAvg, open_aggregator
@@ -150,11 +150,12 @@ def held_out(federation: Federation) -> tuple[Dataset[Any], TrainConfigs] | None
         The held-out set, and how to evaluate on it; None without `server_validation`.
 
     Raises:
-        FederationError: The server's loader does not give it.
+        FederationError: The server's loader does not give it, or `device` is not here.
     """
     configs, shared = federation.server_configs, federation.client_configs.train_configs
     if not configs.server_validation or configs.data_configs is None:
         return None
+    devices.choose(configs.device)  # before the first round, not after it
     found = data.datasets(configs.data_configs)[1]
     if found is None:
         raise FederationError(

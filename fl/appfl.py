@@ -121,7 +121,8 @@ CLIENT = {
         "the server tells it: server_configs.trackers: [wandb], and here enable_wandb: false",
     ),
     "mlflow_configs": Key(
-        _nothing, "leave it out: the server tells it, by server_configs.trackers: [mlflow]"
+        _switched_off("enable_mlflow", set()),
+        "leave it out: the server tells it, by server_configs.trackers: [mlflow]",
     ),
 }
 

@@ -47,12 +47,14 @@ def read_tasks(file: Path) -> list[SeenTask]:
         Its tasks, in the order in which they came.
 
     Raises:
-        AuditError: It cannot be read.
+        AuditError: It cannot be read, or is no log.
     """
     try:
         lines = file.read_bytes().splitlines()
     except OSError as error:
         raise AuditError(f"{file}: cannot be read ({error.strerror})") from error
+    if lines and not any(b'"previous"' in line for line in lines):
+        raise AuditError(f"{file}: is no audit log: none of its {len(lines)} lines is a task's")
     tasks: dict[str, dict[str, Any]] = {}
     for line in lines:
         try:
@@ -67,7 +69,8 @@ def read_tasks(file: Path) -> list[SeenTask]:
 
 def show(tasks: list[SeenTask]) -> Table:
     """Tasks for a terminal; what a server said is text, and moves no cursor."""
-    table = Table("when", "task", "run", "round", "what ran", "what came of it")
+    columns = ("when", "task", "run", "round", "what ran", "what came of it")
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for seen in tasks:
         table.add_row(
             *map(

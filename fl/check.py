@@ -21,7 +21,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from fl.check_server import Sent, check_server
-from fl.client.check import Item, Items, versions
+from fl.client.check import Item, Items, told_way, versions
 from fl.config import Client, Federation
 from fl.config_files import Files
 from fl.endpoints.base import Endpoints, JSONObject, SiteError, answer_of
@@ -170,7 +170,7 @@ def _open(federation: Federation, model: bytes | None, stack: ExitStack) -> tupl
     clock = RealClock()
     stack.callback(clock.close)
     keys = sealing.for_sites() if sealing else None
-    return _Ways(endpoints, transport, clock, ref, keys), f"models travel {ref.way}"
+    return _Ways(endpoints, transport, clock, ref, keys), told_way(ref, transport)
 
 
 def _seals(federation: Federation, model: bytes | None) -> bool:

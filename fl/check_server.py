@@ -118,7 +118,10 @@ def _held_out(federation: Federation, model: nn.Module) -> tuple[None, str]:
 
 def _run_folder(folder: Path, size: int) -> tuple[None, str]:
     """A folder that can be written, with room for what a run leaves: four models."""
-    there = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    try:
+        there = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    except OSError as error:
+        raise FederationError(f"{folder}: cannot be looked at ({error.strerror})") from error
     if not there.is_dir():
         raise FederationError(f"{folder}: cannot be made, {there} is no folder")
     if not os.access(there, os.W_OK | os.X_OK):

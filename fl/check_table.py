@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -28,7 +28,8 @@ def show(checks: Iterable[Check], console: Console) -> list[Check]:
     if not console.is_terminal:
         for check in checks:
             found.append(check)
-            line = f"{check.client_id:12} {check.check:12} {mark(check):8} {_told(check)}"
+            remedy = f"\n  -> {check.remedy}" if check.remedy else ""
+            line = f"{check.client_id:12} {check.check:12} {mark(check):8} {check.message}{remedy}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         return found
     with Live(screen(found, done=False), console=console) as live:
@@ -39,8 +40,15 @@ def show(checks: Iterable[Check], console: Console) -> list[Check]:
     return found
 
 
-def _told(check: Check) -> str:
-    return check.message + (f"\n  -> {check.remedy}" if check.remedy else "")
+def _told(check: Check) -> RenderableType:
+    """What was found, and what to do about it beside an arrow; both as they are."""
+    if not check.remedy:
+        return Text(check.message)
+    remedy = Table.grid(padding=(0, 1))
+    remedy.add_column(no_wrap=True)
+    remedy.add_column(overflow="fold")
+    remedy.add_row(Text("->", MARKS[mark(check)]), Text(check.remedy))
+    return Group(Text(check.message), remedy)
 
 
 def mark(check: Check) -> str:
@@ -68,11 +76,12 @@ def screen(found: list[Check], *, done: bool) -> Group:
             column, overflow="fold", justify="right" if column == "seconds" else "left"
         )
     for site in sites:
+        if site != sites[0]:
+            table.add_row()
         for number, check in enumerate(c for c in found if c.client_id == site):
             outcome = Text(mark(check), MARKS[mark(check)])
             name = Text(site if number == 0 else "")
-            table.add_row(name, check.check, outcome, f"{check.seconds:.2f}", Text(_told(check)))
-        table.add_section()
+            table.add_row(name, check.check, outcome, f"{check.seconds:.2f}", _told(check))
     return Group(table, Text(f"\n{_summary(found)}" if done else "\nwaiting for the others ..."))
 
 

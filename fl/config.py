@@ -32,7 +32,8 @@ class Section(BaseModel):
 PositiveInt = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Arguments = dict[str, Any]
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+FileName = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 class DPSGD(Section):

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from fl.appfl import translate
 from fl.config import (
+    NAME_PATTERN,
     Client,
     ClientsFile,
     ConfigError,
@@ -28,7 +29,7 @@ from fl.config import (
     ServerFile,
     TrainConfigs,
 )
-from fl.overrides import override, read_yaml
+from fl.overrides import fault, override, read_yaml
 
 LARGEST_FILE = 1_000_000
 """Characters that a file may come to."""
@@ -52,7 +53,7 @@ class Files:
     def of_folder(cls, folder: Path, overrides: tuple[str, ...] = ()) -> Files:
         """The two files of a folder, or the experiment.yml of one that has no server.yaml."""
         server, experiment = folder / "server.yaml", folder / "experiment.yml"
-        if experiment.exists() and not server.exists():
+        if _is_there(experiment) and not _is_there(server):
             return cls(experiment, None, overrides)
         return cls(server, folder / "clients.yaml", overrides)
 
@@ -67,12 +68,20 @@ class Files:
 
     def load(self) -> Federation:
         """The federation; see `load_federation`."""
-        if self.clients is not None and not (self.server.exists() or self.clients.exists()):
+        if self.clients is not None and not (_is_there(self.server) or _is_there(self.clients)):
             raise ConfigError(
                 f"{self.server.parent}: has neither {self.server.name} and {self.clients.name}, "
                 "which deploy.yml writes, nor an experiment.yml, which fl init writes"
             )
         return load_federation(self.server, self.clients, self.overrides)
+
+
+def _is_there(file: Path) -> bool:
+    """Whether a file is there; one that may not be looked at is, and reading it says why not."""
+    try:
+        return file.exists()
+    except OSError:
+        return True
 
 
 def load_federation(
@@ -227,6 +236,10 @@ def _read(
 ) -> AnySection:
     """Read what a person wrote, for this package or for APPFL."""
     where = _where(file, overrides)
+    theirs = "clients" if issubclass(schema, ServerFile) else "server_configs"
+    if isinstance(content, dict) and theirs in content:
+        other = "clients.yaml" if theirs == "clients" else "server.yaml"
+        raise ConfigError(f"{where}: {theirs} belongs into {other}; are the two files exchanged?")
     try:
         notes += [f"{file}: {note}" for note in translate(content)]
     except ValueError as error:
@@ -236,11 +249,14 @@ def _read(
 
 def _content(file: Path, read: Callable[[str], Any]) -> Any:
     try:
-        return read(file.read_text())
+        content = read(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: is not YAML ({' '.join(str(error).split())})") from error
+        raise ConfigError(f"{file}: is not YAML ({fault(error)})") from error
+    if content is None:
+        raise ConfigError(f"{file}: is empty")
+    return content
 
 
 def _valid(where: str, content: Any, schema: type[AnySection]) -> AnySection:
@@ -323,15 +339,24 @@ def explain(
         return f"{where}: {fault['msg'].removeprefix('Value error, ')}"
     # A key that takes one of several types has a fault for each.
     expected = [_expected(other) for other in faults if _place(other["loc"]) == place]
-    wanted = " or ".join(expected)
-    return f"{where}: should be {wanted}, not {json.dumps(fault['input'], default=str)[:80]}"
+    wanted = " or ".join(expected).replace(" or be ", " or ")
+    given = json.dumps(fault["input"], default=str, ensure_ascii=False)[:80]
+    return f"{where}: should {wanted}, not {given}"
 
 
 def _expected(fault: Any) -> str:
-    """What should have stood there; a choice of values in full, else without pydantic's details."""
-    if fault["type"] == "literal_error":
-        return str(fault["ctx"]["expected"])
-    return str(fault["msg"].split(",")[0].removeprefix("Input should be "))
+    """What should be so; a choice of values in full, else without pydantic's details."""
+    match fault["type"]:
+        case "literal_error":
+            return f"be {fault['ctx']['expected']}"
+        case "string_pattern_mismatch" if fault["ctx"]["pattern"] == NAME_PATTERN:
+            return "have letters, digits, _, . and - alone, and begin with a letter or a digit"
+        case "model_type" | "dict_type":
+            return "be a mapping, KEY: VALUE"
+        case "list_type":
+            return "be a list"
+    told = str(fault["msg"].split(",")[0].partition(" should ")[2])
+    return told.removesuffix(" after validation")
 
 
 def _place(location: tuple[str | int, ...]) -> tuple[str | int, ...]:

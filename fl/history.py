@@ -132,10 +132,13 @@ def find_run(folder: Path) -> Path:
     Raises:
         FederationError: It is neither.
     """
-    if (folder / "run.json").is_file():
-        return folder
-    # The names begin with the time.
-    runs = sorted(file.parent for file in folder.glob("*/run.json"))
+    try:
+        if (folder / "run.json").is_file():
+            return folder
+        # The names begin with the time.
+        runs = sorted(file.parent for file in folder.glob("*/run.json"))
+    except OSError as error:
+        raise _unreadable(folder, error) from error
     if not runs:
         raise FederationError(
             f"{folder}: is no run's folder, nor are there any in it; name one that fl-run made"

@@ -9,7 +9,23 @@ import yaml
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose numbers are those that people write: 1e-3, which YAML 1.1 takes for a text."""
+    """YAML as people mean it.
+
+    Its numbers are those that people write: 1e-3, which YAML 1.1 takes for a text. A key that
+    stands twice is refused; PyYAML takes the last one and says nothing.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A mapping, before merge keys bring others' keys into it."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value} stands twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -34,6 +50,22 @@ def read_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)  # nosec B506
 
 
+def fault(error: Exception) -> str:
+    r"""Why a text is not YAML, in one line with the place.
+
+    Args:
+        error: What reading it raised.
+
+    Returns:
+        Such as `line 3, column 1: found character '\t' that cannot start any token`.
+    """
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        tab = "; indent with spaces" if "'\\t'" in str(error.problem) else ""
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}{tab}"
+    return " ".join(str(error).split())
+
+
 def override(content: Any, text: str) -> None:
     """Lay one KEY=VALUE over a file's content, in place.
 
@@ -53,7 +85,7 @@ def override(content: Any, text: str) -> None:
     try:
         new = read_yaml(value)
     except yaml.YAMLError as error:
-        raise ValueError(f"the value is not YAML ({' '.join(str(error).split())})") from error
+        raise ValueError(f"the value is not YAML ({fault(error)})") from error
     if not isinstance(content, dict):
         return
     place: Any = content

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from fl.algorithm import Algorithm
@@ -154,7 +155,7 @@ def show(found: Plan, console: Console) -> None:
         found: The plan.
         console: Where.
     """
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("site", "endpoint", "device", "model travels", "request"):
         table.add_column(column, overflow="fold")
     for shipment in found.shipments:
@@ -163,15 +164,15 @@ def show(found: Plan, console: Console) -> None:
             shipment.endpoint,
             shipment.device,
             WAYS[shipment.way],
-            f"{shipment.request_bytes / 1e3:.1f} kB",
+            decimal(shipment.request_bytes),
         )
     console.print(table)
-    down, up = (f"{size / 1e6:.2f} MB" for size in (found.model_bytes, found.update_bytes))
+    down, up = decimal(found.model_bytes), decimal(found.update_bytes)
     console.print(
         f"\n{found.rounds} rounds of {len(found.shipments)} sites, a model of "
         f"{found.parameters:,} parameters: {down} "
         + ("each way, " if down == up else f"to a site, {up} back, ")
-        + f"{found.total_bytes / 1e6:.1f} MB in all\n"
+        + f"{decimal(found.total_bytes)} in all\n"
         + "".join(f"ships {path}, sha256 {digest}\n" for path, digest in found.sources.items())
         + f"would write to {found.writes}/; "
         "nothing was sent",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.columns import Columns
+from rich.console import Console, Group
 from rich.filesize import decimal
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from fl.server.events import (
     ClientFailed,
@@ -20,6 +22,9 @@ from fl.server.events import (
     UpdateReceived,
     Warned,
 )
+
+STYLES = {"failed": "bold red", "lost": "bold red", "suspended": "bold red", "late": "yellow"}
+"""How a site's state is shown that somebody may have to do something about."""
 
 
 class Progress:
@@ -37,7 +42,7 @@ class Progress:
         self._states = dict.fromkeys(clients, "")
         self._history: list[RoundEnded] = []
         self._round = 0
-        self._live = Live(self._table(), console=console) if console.is_terminal else None
+        self._live = Live(self.screen(), console=console) if console.is_terminal else None
 
     def __enter__(self) -> Self:
         if self._live:
@@ -80,17 +85,27 @@ class Progress:
             case Warned():
                 self._say(f"warning: {event.message}")
         if self._live:
-            self._live.update(self._table())
+            self._live.update(self.screen())
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    def screen(self) -> Group:
+        """What a terminal shows: the last rounds, and what each client is doing in this one."""
+        begun = f"round {self._round} of {self._rounds}" if self._round else "no round yet"
+        # As many sites beside each other as fit; with many of them the rounds still stand above.
+        sites = Columns(
+            [_state(name, state) for name, state in self._states.items()],
+            padding=(0, 3),
+            equal=True,
+        )
+        return Group(self._table(), Text(f"\n{begun}", "bold"), sites)
+
     def _table(self) -> Table:
-        """The last rounds, and what each client is doing in this one."""
-        table = Table(title=f"round {self._round} of {self._rounds}")
         shown = self._history[-10:]
         own = list(dict.fromkeys(name for ended in shown for name in ended.aggregator))
-        for column in ("round", "accuracy", "loss", "updates", "down/up", "seconds", *own):
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in ("round", "accuracy", "loss", "updates", "down", "up", "seconds", *own):
             table.add_column(column, justify="right")
         for ended in shown:
             table.add_row(
@@ -98,14 +113,16 @@ class Progress:
                 _number(ended.accuracy),
                 _number(ended.loss),
                 f"{len(ended.updates)}/{len(ended.updates) + len(ended.failures)}",
-                f"{decimal(ended.bytes_down)}/{decimal(ended.bytes_up)}",
+                decimal(ended.bytes_down),
+                decimal(ended.bytes_up),
                 f"{ended.seconds['total']:.1f}",
                 *(_short(ended.aggregator.get(name)) for name in own),
             )
-        table.caption = "   ".join(
-            f"{name}: {state or '-'}" for name, state in self._states.items()
-        )
         return table
+
+
+def _state(name: str, state: str) -> Text:
+    return Text.assemble(f"{name}: ", (state or "-", STYLES.get(state, "")), no_wrap=True)
 
 
 def describe(ended: RoundEnded, rounds: int) -> str:

@@ -9,7 +9,7 @@ import os
 import platform
 import socket
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -202,9 +202,10 @@ class Record:
             CheckpointError: There is none, or none to go on from.
         """
         snapshot = checkpoint.load(self.folder / "checkpoint.safetensors")
-        kept = [line for line in self._lines("metrics.jsonl") if line["round"] <= snapshot.version]
+        ended = self._lines("metrics.jsonl", "round", "loss", "accuracy")
+        kept = [line for line in ended if line["round"] <= snapshot.version]
         self._replace("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
-        evaluated = self._lines("evaluations.jsonl")
+        evaluated = self._lines("evaluations.jsonl", "during")
         if evaluated:
             told = [line for line in evaluated if line["during"] <= snapshot.version]
             text = "".join(json.dumps(line) + "\n" for line in told)
@@ -215,7 +216,7 @@ class Record:
 
     def losses(self) -> list[float | None]:
         """The global models' losses at the server, round by round."""
-        return [line["loss"] for line in self._lines("metrics.jsonl")]
+        return [line["loss"] for line in self._lines("metrics.jsonl", "loss")]
 
     def outstanding(self, snapshot: Snapshot) -> list[Sent]:
         """Tasks that were sent, and whose answers the snapshot does not hold.
@@ -226,12 +227,12 @@ class Record:
         Returns:
             The last one of each site.
         """
-        latest = {line["client_id"]: Sent(**line) for line in self._lines("tasks.jsonl")}
+        latest = {sent.client_id: sent for sent in self._sent()}
         return [sent for sent in latest.values() if not _settled(sent, snapshot)]
 
     def left(self) -> list[Ref]:
         """Models that the last process may have left where it put them."""
-        latest = {line["client_id"]: line["model"] for line in self._lines("tasks.jsonl")}
+        latest = {sent.client_id: sent.model for sent in self._sent()}
         refs = {json.dumps(model, sort_keys=True): model for model in latest.values()}
         return [Ref.from_json(model) for model in refs.values() if model]
 
@@ -331,7 +332,13 @@ class Record:
     def _whole(self, weights: Tensors) -> list[memoryview]:
         return pieces({**self._frozen, **weights})
 
-    def _lines(self, name: str) -> list[Any]:
+    def _sent(self) -> list[Sent]:
+        """The journal of tasks."""
+        names = [field.name for field in fields(Sent)]
+        lines = self._lines("tasks.jsonl", *names)
+        return [Sent(**{name: line[name] for name in names}) for line in lines]
+
+    def _lines(self, name: str, *keys: str) -> list[dict[str, Any]]:
         """A file's JSON lines; one that a crash or a full disk has torn is left out."""
         try:
             lines = (self.folder / name).read_text().splitlines()
@@ -339,7 +346,13 @@ class Record:
             return []
         except OSError as error:
             raise _unusable(self.folder / name, error) from error
-        return [found for line in lines if (found := _parsed(line)) is not None]
+        found = [parsed for line in lines if (parsed := _parsed(line)) is not None]
+        if not all(isinstance(line, dict) and line.keys() >= set(keys) for line in found):
+            raise FederationError(
+                f"{self.folder / name}: a line has not {', '.join(keys)}; was this folder written "
+                "by another version of fl? versions.json says which"
+            )
+        return found
 
     def _log(self, line: LogLine) -> None:
         self._append("log.jsonl", asdict(line))

@@ -8,6 +8,9 @@ from fl.client.check import Item
 from fl.client.site_code import site_code_folder
 from fl.config import Client, Federation
 
+LOSS = "the loss gives"
+MEND_LOSS = "--set client_configs.train_configs.loss_fn_kwargs={}, or mend the loss"
+
 
 def remedy(item: Item, client: Client | None, federation: Federation) -> str:
     """What to do about a fault.
@@ -30,10 +33,17 @@ def remedy(item: Item, client: Client | None, federation: Federation) -> str:
 def _at_the_server(item: Item, federation: Federation) -> str:
     match item.check:
         case "model" | "held-out set" if "code folder" in item.message:
-            return "point FL_SITE_CODE to the folder that the files' paths begin in"
+            return (
+                "point FL_SITE_CODE to the folder that the files' paths begin in; those of an "
+                "experiment.yml begin with its own folder's name"
+            )
         case "model":
             file = site_code_folder() / federation.client_configs.model_configs.model_path
             return f"put it right in {file}, or what client_configs.model_configs says of it"
+        case "held-out set" if item.message.startswith("device "):
+            return "--set server_configs.device=cpu, or another that the message names"
+        case "held-out set" if item.message.startswith(LOSS):
+            return MEND_LOSS
         case "held-out set":
             return (
                 f"put it right in {site_code_folder()}, or what server_configs.data_configs says; "
@@ -120,6 +130,11 @@ def _at_a_site(item: Item, client: Client, federation: Federation) -> str:
                 "ask the site's owner to list that digest under shipped_source in site-policy.yaml "
                 "(docs/security.md), or to put the file into site_code"
             )
+        case "policy" if "rounds" in item.message:
+            return (
+                "--set server_configs.num_global_epochs=NUMBER, or ask the site's owner, whose "
+                "site-policy.yaml says so (docs/security.md)"
+            )
         case "policy":
             return "ask the site's owner, whose site-policy.yaml says so (docs/security.md)"
         case "versions":
@@ -146,6 +161,13 @@ def _at_a_site(item: Item, client: Client, federation: Federation) -> str:
             "out of memory" in item.message or "train_batch_size" in item.message
         ):
             return f"--set {key}.train_configs.train_batch_size=NUMBER, a smaller one"
+        case "step" | "validation" if item.message.startswith(LOSS):
+            return MEND_LOSS
+        case "step" if item.message.startswith("loss became"):
+            return (
+                f"{_code(client, client.data_configs.dataset_path)} where inputs are not finite; "
+                "else --set client_configs.train_configs.optim_args.lr=NUMBER, a smaller one"
+            )
     return (
         "do the loader's samples and classes fit the model's inputs and outputs? "
         f"--set client_configs.model_configs.model_kwargs=..., --set {key}.data_configs"

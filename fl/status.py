@@ -152,7 +152,7 @@ def show(status: Status, now: float) -> RenderableType:
     ]
     if status.waits_for:
         lines.append(f"waits for {status.waits_for}")
-    table = Table("site", "state", "since", "reason")
+    table = Table("site", "state", "since", "reason", box=None, pad_edge=False, header_style="bold")
     for site in status.sites:
         since = "" if site.since is None else _ago(site.since, now)
         table.add_row(*map(plain, (site.client_id, site.state, since, site.reason)))
@@ -160,10 +160,10 @@ def show(status: Status, now: float) -> RenderableType:
         f"{_clock(error.at, now)} {error.client_id or 'the run'}: {error.message}"
         for error in status.errors
     ]
-    after = ["last errors:" if errors else "no errors", *errors]
+    after = ["", "last errors:" if errors else "no errors", *errors]
     if status.resume:
-        after.append(f"to go on with it: {status.resume}")
-    return Group(*map(plain, lines), table, *map(plain, after))
+        after += ["", f"to go on with it: {status.resume}"]
+    return Group(*map(plain, [*lines, ""]), table, *map(plain, after))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 CODE = """
+from pathlib import Path
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -43,6 +44,23 @@ def load_lazily():
 
 def load_inputs():
     return TensorDataset(torch.rand(8, 4)), None
+
+def load_nan():
+    return TensorDataset(torch.full((8, 4), torch.nan), torch.zeros(8).long()), None
+
+def load_batches():
+    return torch.utils.data.DataLoader(load()[0], batch_size=4), None
+
+def load_paths():
+    return Path("train"), Path("test")
+
+def load_by_arguments():
+    raise SystemExit(2)
+
+def loss(outputs, labels):
+    return nn.functional.cross_entropy(outputs, labels)
+
+net = Net()
 
 """
 

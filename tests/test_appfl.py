@@ -134,6 +134,7 @@ def test_what_is_not_done_here_is_refused_with_what_to_write(folder, text, inste
         "client_configs.train_configs.train_drop_last=false",
         "client_configs.comm_configs.s3_configs=null",
         "clients.0.wandb_configs={enable_wandb: false, project: p}",
+        "clients.0.mlflow_configs={enable_mlflow: false}",
     ],
 )
 def test_what_is_done_here_in_any_case_is_taken(folder, text):

@@ -94,6 +94,13 @@ def test_a_line_that_no_site_of_ours_writes(log, record):
     assert "tasks in all" in done.output
 
 
+def test_a_file_of_something_else(log):
+    log.write_text("to be or not to be\n")
+    done = shown(log)
+    assert done.exit_code == 1
+    assert "is no audit log: none of its 1 lines is a task's" in done.output
+
+
 def test_no_log(log):
     done = shown(log)
     assert done.exit_code == 1

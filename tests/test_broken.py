@@ -96,6 +96,22 @@ BROKEN = {
     ),
     "bad YAML": Broken(says="server.yaml: is not YAML", files={"server.yaml": "a: [1,"}),
     "tabs": Broken(says="server.yaml: is not YAML", files={"server.yaml": "a:\n\tb: 1"}),
+    "an empty file": Broken(says="server.yaml: is empty", files={"server.yaml": "# later\n"}),
+    "a key twice": Broken(
+        says="clients.yaml: is not YAML (line 2, column 1: clients stands twice)",
+        files={"clients.yaml": "clients: []\nclients: []\n"},
+    ),
+    "the two files exchanged": Broken(
+        says="server.yaml: clients belongs into clients.yaml; are the two files exchanged?",
+        files={"server.yaml": "clients: []\n"},
+    ),
+    "a text for a mapping": Broken(
+        ("server_configs=many",), 'server_configs: should be a mapping, KEY: VALUE, not "many"'
+    ),
+    "a name that no folder can have": Broken(
+        ("clients.site-a.client_id=Zürich",),
+        "should have letters, digits, _, . and - alone, and begin with a letter or a digit, not",
+    ),
     "two clients of one name": Broken(
         ("clients.site-b.client_id=site-a",), "client_id 'site-a' stands twice"
     ),
@@ -207,11 +223,31 @@ BROKEN = {
         files={"bad.py": "import torch\ndef Net(:\n"},
         quick=True,
     ),
+    "a model file that reads a command line": Broken(
+        ("client_configs.model_configs.model_path=script.py",),
+        "script.py cannot be imported: SystemExit: 2 (script.py, line 3)",
+        ("server", "model"),
+        "script.py",
+        files={"script.py": "import sys\n\nsys.exit(2)\n"},
+        quick=True,
+    ),
     "an argument that the model does not take": Broken(
         ("client_configs.model_configs.model_kwargs={depth: 3}",),
         "Net raised TypeError: Net() got an unexpected keyword argument 'depth'",
         ("server", "model"),
         "client_configs.model_configs",
+        quick=True,
+    ),
+    "a model in place of what makes one": Broken(
+        ("client_configs.model_configs.model_name=net",),
+        "code.py: net is a model; name the function or class that makes it",
+        ("server", "model"),
+        quick=True,
+    ),
+    "a loss that is a function of outputs and labels": Broken(
+        train("loss_fn_path=code.py") + train("loss_fn_name=loss"),
+        "it is called with loss_fn_kwargs to make the loss, as a class of torch.nn is",
+        ("server", "training"),
         quick=True,
     ),
     "something that is no model": Broken(
@@ -224,6 +260,13 @@ BROKEN = {
         ("server_configs.data_configs.dataset_kwargs={validation: false}",),
         "server_validation needs a second data set, the loader returned None",
         ("server", "held-out set"),
+        quick=True,
+    ),
+    "a device that the server has not": Broken(
+        ("server_configs.device=cuda:99",),
+        "device 'cuda:99' is not here",
+        ("server", "held-out set"),
+        "--set server_configs.device=cpu",
         quick=True,
     ),
     "a run folder that cannot be written": Broken(
@@ -242,7 +285,7 @@ BROKEN = {
     # A worker finds it.
     "a loader that raises": Broken(
         loader("load_badly"),
-        "code.py: load_badly raised OSError: disk gone (code.py, line 16)",
+        "code.py: load_badly raised OSError: disk gone (code.py, line 17)",
         ("site-a", "data"),
         "code.py",
     ),
@@ -256,6 +299,36 @@ BROKEN = {
         loader("load_one_set"),
         "must return a training set and a validation set (or None)",
         ("site-a", "data"),
+    ),
+    "a loader that gives minibatches": Broken(
+        loader("load_batches"),
+        "load_batches returned a DataLoader; return its data set alone",
+        ("site-a", "data"),
+    ),
+    "a loader that gives paths": Broken(
+        loader("load_paths"),
+        "load_paths returned PosixPath, a data set with __len__ and __getitem__ was expected",
+        ("site-a", "data"),
+    ),
+    "a loader that ends the program": Broken(
+        loader("load_by_arguments"),
+        "load_by_arguments raised SystemExit: 2 (code.py, line",
+        ("site-a", "data"),
+    ),
+    "inputs that are not finite": Broken(
+        loader("load_nan"),
+        "loss became nan at step 1; are the inputs finite?",
+        ("site-a", "step"),
+        "where inputs are not finite",
+    ),
+    "a loss that gives a number a sample": Broken(
+        (
+            "clients.site-a.train_configs.loss_fn_kwargs={reduction: none}",
+            "server_configs.server_validation=false",
+        ),
+        "the loss gives [32] float32; one number for a minibatch was expected",
+        ("site-a", "step"),
+        "--set client_configs.train_configs.loss_fn_kwargs={}",
     ),
     "a loader that is not there": Broken(
         ("clients.site-a.data_configs.dataset_path=sites/data.py",),

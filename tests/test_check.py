@@ -19,11 +19,13 @@ from tests import experiment
 from tests.in_process import InProcess
 
 OF_A_SITE = ["worker", "versions", "clock", "way", "download", "upload"]
-OF_A_RUN = ["disk", "device", "model", "data", "step", "validation"]
+OF_A_RUN = ["policy", "disk", "device", "model", "data", "step", "validation"]
 
 
 class Shelf:
     """A transport whose objects lie in this process, for both sides."""
+
+    limit = 5_000_000
 
     def __init__(self):
         self.held = {}

@@ -91,7 +91,8 @@ def test_a_dry_run_says_what_would_be_sent_and_sends_nothing(folder):
     site_a, site_b = (line.split() for line in done.stdout.splitlines() if "site-" in line)
     assert site_a[:3] == ["site-a", "local", "cpu"]
     assert site_b[:3] == ["site-b", "local", "cuda"]
-    assert "2 rounds of 2 sites, a model of 58 parameters" in done.stdout
+    assert "2 rounds of 2 sites, a model of 58 parameters: " in done.stdout
+    assert "0.0 MB" not in done.stdout
     assert "nothing was sent" in done.stdout
     assert not (folder / "runs").exists()
 
@@ -116,7 +117,7 @@ def test_a_dry_run_finds_a_model_that_is_too_large_for_its_way(folder):
     done = fl_run(folder, "--dry-run", *wide, *everywhere)
     assert done.exit_code == 0, done.stderr
     assert "by ProxyStore" in done.stdout
-    assert "28.00 MB each way" in done.stdout
+    assert "28.0 MB each way" in done.stdout
     hub = "{enable_hub: true, hub_url: 'https://h:8443', hub_secret_file: never-read}"
     done = fl_run(
         folder, "--dry-run", *wide, f"--set=server_configs.comm_configs.hub_configs={hub}"

@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from fl.config import (
     ServerFile,
     SharedClientConfigs,
 )
-from fl.config_files import load_federation, load_section
+from fl.config_files import Files, load_federation, load_section
 
 HUB = {"enable_hub": True, "hub_url": "https://h:8443", "hub_secret_file": "hub.key"}
 ENDPOINT = "3f0b7f0e-5a55-4d0c-8c1e-0d4b6a0f2b11"
@@ -223,3 +224,13 @@ def refusal(file, schema):
     except ConfigError as error:
         return str(error)
     return None
+
+
+def test_files_that_may_not_be_looked_at(monkeypatch):
+    def refuse(*_arguments, **_how):  # root, who may run this, may look at everything
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ConfigError, match=r"server.yaml: cannot be read \(Permission denied\)"):
+        Files.of_folder(Path("locked")).load()

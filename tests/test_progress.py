@@ -6,7 +6,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from fl.progress import Progress, describe
-from fl.server.events import RoundEnded
+from fl.server.events import RoundEnded, RoundStarted, SiteChanged
 
 
 def table_of(*rounds):
@@ -15,7 +15,7 @@ def table_of(*rounds):
     for ended in rounds:
         progress(ended)
     shown = Console(file=io.StringIO(), width=120)
-    shown.print(progress._table())
+    shown.print(progress.screen())
     return shown.file.getvalue()
 
 
@@ -42,16 +42,29 @@ def test_what_the_aggregator_tells_of_a_round_has_a_column():
 
 
 def _rows(shown):
-    lines = [line.replace("┃", "│") for line in shown.splitlines()]
-    return [[cell.strip() for cell in line.strip("│ ").split("│")] for line in lines if "│" in line]
+    return [line.split() for line in shown.partition("\n\n")[0].splitlines()]
 
 
 def test_a_small_models_bytes_are_no_zero():
     small = replace(ended(1), bytes_down=4600, bytes_up=2300)
-    assert "4.6 kB/2.3 kB" in table_of(small)
+    assert "4.6 kB  2.3 kB" in table_of(small)
     assert " down=4.6 kB up=2.3 kB " in describe(small, 1)
 
 
 def test_others_have_none():
     header, _ = _rows(table_of(ended(1)))
     assert header[-1] == "seconds"
+
+
+def test_a_sites_state_is_broken_over_no_line():
+    names = [f"site-{number:02}" for number in range(50)]
+    console = Console(file=io.StringIO(), width=60)
+    progress = Progress(3, names, console)
+    progress(RoundStarted(1, names))
+    for name in names:
+        progress(SiteChanged(name, "queued"))
+    console.print(progress.screen())
+    shown = console.file.getvalue()
+    assert "round 1 of 3" in shown
+    assert [name for name in names if f"{name}: queued" not in shown] == []
+    assert len(shown.splitlines()) < 25

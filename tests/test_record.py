@@ -65,6 +65,17 @@ def test_a_torn_line_is_left_out(record, tmp_path, torn):
     assert [task.job for task in record.outstanding(snapshot())] == ["a1"]
 
 
+@pytest.mark.parametrize("line", ["[]", "{}", '{"round": 1}'])
+def test_lines_of_another_version_are_named(record, tmp_path, line):
+    record.keep(snapshot())
+    for name in ("metrics", "tasks"):
+        (tmp_path / f"{name}.jsonl").write_text(f"{line}\n")
+    with pytest.raises(FederationError, match=r"metrics.jsonl: a line has not .*another version"):
+        record.snapshot()
+    with pytest.raises(FederationError, match=r"tasks.jsonl: a line has not .*another version"):
+        record.left()
+
+
 def test_a_diverged_models_loss_is_null_and_no_crash(record, tmp_path):
     event = RoundEnded(1, math.nan, 0.1, [], [], 0, 0, {}, {"epsilon": math.inf, "delta": 0.1})
     record(event)

@@ -49,6 +49,13 @@ def federation(tmp_path):
         ("upload", "hub PUT of h/fl/0 failed: ConnectionError", "playbooks/hub.yml -i INVENTORY"),
         ("upload", "something new", "the endpoint's log"),
         ("policy", "refuses the task: shipped_source: data.py is not", "list that digest"),
+        ("policy", "lets in 4 rounds a run, and the run has 5", "num_global_epochs=NUMBER, or ask"),
+        (
+            "step",
+            "loss became nan at step 1; are the inputs finite?",
+            "where inputs are not finite",
+        ),
+        ("validation", "the loss gives [32] float32", "loss_fn_kwargs={}, or mend the loss"),
     ],
 )
 def test_at_a_site(federation, check, message, command):

@@ -1,8 +1,10 @@
 """`fl status`: what a run's folder says while it goes on, and after a crash."""
 
+import errno
 import json
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -157,6 +159,15 @@ def test_the_newest_of_a_folder_of_runs(tmp_path):
     for name in ("20260101T000000Z-9", "20261231T000000Z-1"):
         (tmp_path / name / "run.json").write_text("{}")
     assert find_run(tmp_path).name == "20261231T000000Z-1"
+
+
+def test_a_folder_that_may_not_be_looked_at(monkeypatch):
+    def refuse(*_arguments, **_how):  # root, who may run this, may look at everything
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(FederationError, match=r"locked: cannot be read \(Permission denied\)"):
+        find_run(Path("locked"))
 
 
 def test_a_folder_that_is_no_run(tmp_path):

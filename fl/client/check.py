@@ -135,12 +135,30 @@ def versions() -> dict[str, str]:
     return found
 
 
+def told_way(ref: Ref, way: Transport) -> str:
+    """How an object travels, and how large one may be.
+
+    Args:
+        ref: The object's.
+        way: What it travels by.
+
+    Returns:
+        Such as `models travel inside the request, 7.4 MB at most`.
+    """
+    most = "" if way.limit is None else f", {decimal(way.limit)} at most"
+    return f"models travel {ref.way}{most}"
+
+
 def _travel(
     items: Items, wanted: CheckRequest | RehearseRequest, connect: Callable[[], Transport]
 ) -> tuple[Data | None, Ref | None]:
     """The server's bytes to here, and as many of this site's to where it can fetch them."""
     ref = Ref.from_json(wanted.model)
-    way = items.attempt("way", lambda: (connect(), f"models travel {ref.way}"))
+
+    def open_way() -> tuple[Transport, str]:
+        return (way := connect()), told_way(ref, way)
+
+    way = items.attempt("way", open_way)
     if way is None:
         return None, None
 
@@ -160,6 +178,7 @@ def _travel(
 def _rehearse(items: Items, wanted: RehearseRequest, received: Data) -> None:
     """What a round does between the two ways."""
     configs, policy = wanted.train_configs, site_policy()
+    items.attempt("policy", lambda: _policy(policy, wanted.rounds))
     items.attempt("disk", lambda: _disk(len(received)))
     if wanted.threshold is not None:
         items.attempt("identity", lambda: (None, f"in secure sums: {masking.identity()}"))
@@ -173,6 +192,16 @@ def _rehearse(items: Items, wanted: RehearseRequest, received: Data) -> None:
                 items.attempt("validation", lambda: _validation(model, sets, configs, policy))
     finally:
         trainer.forget()  # this model was trained, if only a little
+
+
+def _policy(policy: Policy, rounds: int) -> tuple[None, str]:
+    """What the site's owner lets the server do; what is not let in at all does not come to here."""
+    for limit, per in ((policy.max_rounds, "run"), (policy.max_tasks_per_day, "day")):
+        if limit is not None and rounds > limit:
+            raise Doubt(f"lets in {limit} rounds a {per}, and the run has {rounds}")
+    if policy.metrics is None:
+        return None, "lets the run's tasks in"
+    return None, f"lets the run's tasks in; metrics that leave: {', '.join(policy.metrics) or '-'}"
 
 
 def _disk(model_bytes: int) -> tuple[None, str]:

@@ -66,23 +66,39 @@ def _call(loader: Any, configs: DataConfigs) -> Sets:
     seed_all(zlib.crc32(configs.model_dump_json().encode()))
     try:
         found = loader(**configs.dataset_kwargs)
-    except Exception as error:
+    except site_code.FAULTS as error:
         raise DataError(f"{name} raised {site_code.raised(error)}") from error
     match found:
         case (train, validation):
             sets = cast(Sets, (train, validation))
         case _:
             raise DataError(f"{name} must return a training set and a validation set (or None)")
+    for dataset in sets if sets[1] is not None else sets[:1]:
+        _require_set(name, dataset)
     if count(sets[0]) == 0:
         raise DataError(f"{name} returned no training samples")
     _require_pairs(name, sets[0])
     return sets
 
 
+def _require_set(name: str, dataset: Any) -> None:
+    """Refuse what has no length or no samples by their numbers."""
+    if isinstance(dataset, DataLoader):
+        raise DataError(
+            f"{name} returned a DataLoader; return its data set alone: minibatches are made by "
+            "train_batch_size and val_batch_size"
+        )
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise DataError(
+            f"{name} returned {type(dataset).__name__}, a data set with __len__ and __getitem__ "
+            "was expected"
+        )
+
+
 def _require_pairs(name: str, dataset: Dataset[Any]) -> None:
     try:
         sample = dataset[0]
-    except Exception as error:
+    except site_code.FAULTS as error:
         raise DataError(f"{name}: its first sample raised {site_code.raised(error)}") from error
     if not isinstance(sample, tuple | list) or len(sample) != 2:
         size = f" of {len(sample)}" if isinstance(sample, Sized) else ""

@@ -169,6 +169,8 @@ class RehearseRequest(EvaluateRequest):
     operation: Literal["rehearse"]  # type: ignore[assignment]  # the one field that differs
     threshold: PositiveInt | None = None
     """Sites that would be in a secure sum at least; None where the server would see updates."""
+    rounds: PositiveInt
+    """That the run would have."""
     until: UnixSeconds
     """As in `CheckRequest`."""
 

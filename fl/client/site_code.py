@@ -25,6 +25,9 @@ class SiteCodeError(FederationError):
     """A named model or loader is not among the site's own code, or does not load."""
 
 
+FAULTS = (Exception, SystemExit)
+"""What code of others may raise: one that reads a command line ends the program by it."""
+
 _shipped: ContextVar[Mapping[str, bytes]] = ContextVar("shipped", default=MappingProxyType({}))
 """Source that was let in for the task at hand, by the path that requests name it by."""
 
@@ -147,7 +150,7 @@ def _read(path: str) -> tuple[Path, bytes]:
         ) from error
 
 
-def raised(error: Exception) -> str:
+def raised(error: BaseException) -> str:
     """What the site's own code raised, and where in it, for messages.
 
     Args:
@@ -193,7 +196,7 @@ def _import(module_name: str, source: bytes, file: Path, path: str) -> ModuleTyp
     sys.modules[module_name] = module  # dataclasses and pickling look themselves up there
     try:
         exec(compile(source, file, "exec"), module.__dict__)  # noqa: S102  (its own code)  # nosec B102
-    except Exception as error:
+    except FAULTS as error:
         del sys.modules[module_name]
         raise SiteCodeError(f"{path} cannot be imported: {raised(error)}") from error
     return module

@@ -81,10 +81,12 @@ def build_model(configs: ModelConfigs) -> nn.Module:
     """
     factory = site_code.load(configs.model_path, configs.model_name)
     name = f"{configs.model_path}: {configs.model_name}"
+    if isinstance(factory, nn.Module):
+        raise TrainingError(f"{name} is a model; name the function or class that makes it")
     seed_all(configs.seed)
     try:
         model = factory(**configs.model_kwargs)
-    except Exception as error:
+    except site_code.FAULTS as error:
         raise TrainingError(f"{name} raised {site_code.raised(error)}") from error
     if not isinstance(model, nn.Module):
         raise TrainingError(f"{name} is no torch.nn.Module")
@@ -207,7 +209,7 @@ def _naming(inputs: torch.Tensor, labels: torch.Tensor) -> Iterator[None]:
         yield
     except FederationError:
         raise
-    except Exception as error:
+    except site_code.FAULTS as error:
         raise TrainingError(
             f"the model or its loss raised {site_code.raised(error)} on a minibatch of inputs "
             f"{_shape(inputs)} and labels {_shape(labels)}"
@@ -218,6 +220,16 @@ def _shape(batch: Any) -> str:
     if not isinstance(batch, torch.Tensor):
         return f"that are a {type(batch).__name__}, no tensor"
     return f"{list(batch.shape)} {str(batch.dtype).removeprefix('torch.')}"
+
+
+def _scalar(loss: Any) -> torch.Tensor:
+    """What a loss gives, if that is one number."""
+    if isinstance(loss, torch.Tensor) and loss.numel() == 1:
+        return loss
+    found = _shape(loss) if isinstance(loss, torch.Tensor) else f"a {type(loss).__name__}"
+    raise TrainingError(
+        f"the loss gives {found}; one number for a minibatch was expected, its samples' mean"
+    )
 
 
 class _Descent:
@@ -254,9 +266,10 @@ class _Descent:
             return 0.0
         with self._autocast:
             loss = self._loss(self._forward(inputs.to(self._device)), labels.to(self._device))
-        loss, value = self._ranks.weighed(loss, len(inputs))
+        loss, value = self._ranks.weighed(_scalar(loss), len(inputs))
         if not math.isfinite(value):
-            raise TrainingError(f"loss became {value} at step {number}; lower optim_args.lr")
+            hint = "lower optim_args.lr" if number > 1 else "are the inputs finite?"
+            raise TrainingError(f"loss became {value} at step {number}; {hint}")
         torch.autograd.backward(self._scaler.scale(loss))
         self._scaler.unscale_(self._optimizer)
         self._correction.to_loss(self._model)
@@ -302,7 +315,7 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], configs: TrainConfigs) -> 
         for inputs, labels in data.validation_batches(dataset, configs):
             with _naming(inputs, labels):
                 outputs, expected = model(inputs.to(device)), labels.to(device)
-                loss += loss_fn(outputs, expected).item() * len(labels)
+                loss += _scalar(loss_fn(outputs, expected)).item() * len(labels)
                 correct += int((outputs.argmax(dim=1) == expected).sum().item())
             labelled += labels.numel()
             seen += len(labels)
@@ -334,18 +347,21 @@ class _Metric:
         labels, outputs = torch.cat(self._labels).numpy(), torch.cat(self._outputs).numpy()
         try:
             return float(self._function(labels, outputs))
-        except Exception as error:
+        except site_code.FAULTS as error:
             raise TrainingError(f"{self._name} raised {site_code.raised(error)}") from error
 
 
 def _loss(configs: TrainConfigs) -> nn.Module:
     if configs.loss_fn_path is not None and configs.loss_fn_name is not None:
         own = site_code.load(configs.loss_fn_path, configs.loss_fn_name)
+        name = f"{configs.loss_fn_path}: {configs.loss_fn_name}"
         try:
             return cast(nn.Module, own(**configs.loss_fn_kwargs))
-        except Exception as error:
-            name = f"{configs.loss_fn_path}: {configs.loss_fn_name}"
-            raise TrainingError(f"{name} raised {site_code.raised(error)}") from error
+        except site_code.FAULTS as error:
+            raise TrainingError(
+                f"{name} raised {site_code.raised(error)}; it is called with loss_fn_kwargs to "
+                "make the loss, as a class of torch.nn is"
+            ) from error
     factory = _named(nn, "loss_fn", configs.loss_fn)
     try:
         return cast(nn.Module, factory(**configs.loss_fn_kwargs))

@@ -47,6 +47,8 @@ class LocalEndpoints:
 
     def explain(self, error: BaseException) -> EndpointError:
         """See `Endpoints.explain`."""
+        if isinstance(error, BrokenProcessPool):  # all of the pool's end with one
+            return EngineError("the local process failed: one was killed, or out of memory")
         return EngineError(f"the local process failed ({type(error).__name__}: {error})")
 
     def session(self) -> None:

@@ -167,6 +167,7 @@ def rehearse_request(
         **_experiment(federation, client),
         "sealing": sealing,
         "threshold": threshold,
+        "rounds": federation.server_configs.num_global_epochs,
     }
 
 

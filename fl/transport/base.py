@@ -94,7 +94,13 @@ def _is_plain(part: Any) -> bool:
 
 
 class Transport(Protocol):
-    """One way of moving bytes."""
+    """One way of moving bytes.
+
+    Attributes:
+        limit: The most bytes that an object may have, or None where the way sets no limit.
+    """
+
+    limit: int | None
 
     def put(self, *pieces: Data) -> Ref:
         """Make bytes reachable for the other side.

@@ -28,6 +28,7 @@ class FileTransport:
     """
 
     name = "file"
+    limit: int | None = None
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -49,6 +49,7 @@ class SignedHub:
     """
 
     name = NAME
+    limit: int | None = None
 
     def __init__(self, grant: Mapping[str, Any]) -> None:
         self._grant = grant
@@ -96,6 +97,7 @@ class HubTransport:
     """
 
     name = NAME
+    limit: int | None = None
 
     def __init__(self, configs: HubConfigs) -> None:
         self._secret = _text(configs.hub_secret_file).strip()

@@ -18,6 +18,7 @@ class InlineTransport:
     """Bytes travel in the reference, as base64."""
 
     name = "inline"
+    limit: int | None = LIMIT_BYTES
 
     def put(self, *pieces: Data) -> Ref:
         """See `Transport.put`; models over `LIMIT_BYTES` are refused before they are sent."""

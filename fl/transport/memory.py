@@ -12,6 +12,7 @@ class MemoryTransport:
     """Bytes stay in a dictionary until they are evicted."""
 
     name = "memory"
+    limit: int | None = None
 
     def __init__(self) -> None:
         self._objects: dict[str, bytes] = {}

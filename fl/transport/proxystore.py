@@ -60,6 +60,7 @@ class ProxystoreTransport:
     def __init__(self, endpoints: Sequence[UUID]) -> None:
         here = _endpoint_here(set(endpoints))
         self._address, self._endpoint_id = _address(here), here.uuid
+        self.limit: int | None = here.storage.max_object_size
         self._known = {str(endpoint) for endpoint in endpoints}
         self._session = _DeadlineSession()
 

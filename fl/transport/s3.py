@@ -39,6 +39,7 @@ class SignedS3:
     """
 
     name = NAME
+    limit: int | None = None
 
     def __init__(self, grant: Mapping[str, Any]) -> None:
         self._grant = grant
@@ -104,6 +105,7 @@ class S3Transport:
     """
 
     name = NAME
+    limit: int | None = None
 
     def __init__(self, configs: S3Configs) -> None:
         import boto3  # at the server alone, where S3 is the way: half a second

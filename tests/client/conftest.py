@@ -104,6 +104,7 @@ class Site:
         if request["operation"] in ("check", "rehearse"):
             del request["round"]
             request.setdefault("until", time.time() + 60)
+            request.setdefault("rounds", 2)
         if request["operation"] == "check":
             request = {key: request[key] for key in CheckRequest.model_fields if key in request}
         return request

@@ -192,6 +192,26 @@ def test_a_rehearsal_tells_no_more_than_a_round_would(site, owner):
     assert "float32" not in told
 
 
+@pytest.mark.parametrize(
+    ("rule", "outcome", "says"),
+    [
+        ({}, "ok", "lets the run's tasks in"),
+        ({"metrics": ["train_loss"]}, "ok", "metrics that leave: train_loss"),
+        ({"metrics": []}, "ok", "metrics that leave: -"),
+        ({"max_rounds": 5}, "ok", "lets the run's tasks in"),
+        ({"max_rounds": 4}, "warning", "lets in 4 rounds a run, and the run has 5"),
+        ({"max_tasks_per_day": 4}, "warning", "lets in 4 rounds a day, and the run has 5"),
+    ],
+)
+def test_a_rehearsal_says_what_the_policy_answers(site, owner, rule, outcome, says):
+    owner(**rule)
+    items = {i["check"]: i for i in rehearse(site, rounds=5)["result"]["items"]}
+    assert (items["policy"]["outcome"], items["policy"]["message"].split("; ")[-1]) == (
+        outcome,
+        says,
+    )
+
+
 @pytest.mark.parametrize("told", [True, False])
 def test_nor_does_a_rehearsal_say_it(site, owner, told):
     owner(error_messages=told)

@@ -22,6 +22,8 @@ from fl.transport.base import GoneError, Ref, verified
 class MemoryTransport:
     """Objects in a dictionary: what is left in `objects` was not evicted."""
 
+    limit = None
+
     def __init__(self):
         self.objects = {}
         self.puts = 0
