@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
-from fl.client import data, devices, frozen, trainer
+from fl.client import data, devices, frozen, local_dp, trainer
+from fl.client.spending import PrivacyError
 from fl.config import ConfigError, Federation, TrainConfigs
 from fl.errors import FederationError
 from fl.server.aggregators import Aggregator, SecureFedAvg, open_aggregator
@@ -135,8 +136,11 @@ def require_training(federation: Federation, model: nn.Module, file: Path) -> No
         if federation.server_configs.ship_source:
             sources(federation, client)
         try:
-            trainer.require_settings(model, federation.train_configs(client))
-        except trainer.TrainingError as error:
+            configs = federation.train_configs(client)
+            trainer.require_settings(model, configs)
+            if configs.local_dp is not None:
+                local_dp.require_parameters(model, frozen.travelling(model))
+        except (trainer.TrainingError, PrivacyError) as error:
             raise ConfigError(f"{file}: {client.client_id}: {error}") from error
 
 

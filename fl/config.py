@@ -47,6 +47,17 @@ class DPSGD(Section):
     """The delta that a site's `epsilon` is told for; well below 1 by its number of samples."""
 
 
+class LocalDP(Section):
+    """Client-level differential privacy at the site: its update is clipped and noised there."""
+
+    noise_multiplier: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """The noise's standard deviation, as a multiple of `clip_norm`."""
+    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """The largest Euclidean norm of the site's difference; a larger one is scaled down."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """The delta that a site's `local_epsilon` is told for."""
+
+
 class TrainConfigs(Section):
     """How a client trains: the trainer's settings, the same for all unless a client says more."""
 
@@ -96,6 +107,8 @@ class TrainConfigs(Section):
     dp_sgd: DPSGD | None = None
     """Clip every sample's gradient and add noise to their sum; minibatches are Poisson samples of
     `train_batch_size` on average."""
+    local_dp: LocalDP | None = None
+    """Clip what training added to the model, and add noise to it, before it leaves the site."""
     do_validation: bool = False
     """Evaluate on the client's validation set after training."""
     do_pre_validation: bool = False
@@ -130,6 +143,8 @@ class TrainConfigs(Section):
             self._require_plain_descent()
         if self.dp_sgd is not None:
             self._require_gradients_of_samples()
+        if self.local_dp is not None and self.trainer == "ScaffoldTrainer":
+            raise ValueError("local_dp takes no ScaffoldTrainer, whose controls would leave too")
         if self.nproc_per_node > 1 and (self.trainer == "ScaffoldTrainer" or self.dp_sgd):
             raise ValueError("nproc_per_node above 1 takes neither ScaffoldTrainer nor dp_sgd")
         return self

@@ -5,12 +5,15 @@ dp-accounting is imported where it is needed: it is an extra, and slow to import
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import torch
+
+from fl.tensors import Tensors, norm
 
 SEED_BITS = 256
 """Of the operating system's randomness, for each generator of noise."""
@@ -33,6 +36,30 @@ def generator() -> np.random.Generator:
     NumPy's takes all of a seed; torch's keeps 32 bits of it, few enough to be tried.
     """
     return np.random.default_rng(secrets.randbits(SEED_BITS))
+
+
+def clipped(update: Tensors, most: float) -> Tensors:
+    """An update's floating tensors, scaled down to a norm where theirs is larger.
+
+    Args:
+        update: Differences.
+        most: The largest Euclidean norm of all together.
+
+    Returns:
+        The floating tensors, float32 at least. One whose norm overflows becomes zero.
+
+    Raises:
+        ValueError: The norm is NaN.
+    """
+    found = norm(update)
+    if math.isnan(found):
+        raise ValueError("its norm is no number")
+    scale = min(1.0, most / found) if found > 0 else 1.0
+    return {
+        name: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) * scale
+        for name, tensor in update.items()
+        if tensor.is_floating_point()
+    }
 
 
 def noisy(tensor: torch.Tensor, deviation: float, draw: np.random.Generator) -> torch.Tensor:

@@ -167,7 +167,7 @@ def _examine(policy: Policy, request: Any) -> dict[str, Any]:
     if isinstance(wanted, TrainRequest):
         policy.require_round(wanted.round)
     if operation in ("train", "rehearse"):  # what the run would be refused, its rehearsal is
-        policy.require_noise(wanted.train_configs.dp_sgd)
+        policy.require_noise(wanted.train_configs)
         policy.require_sealing(sealed=wanted.sealing is not None)
         policy.require_masks(_threshold(wanted))
     elif operation == "evaluate":

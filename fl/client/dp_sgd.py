@@ -10,7 +10,6 @@ Opacus is imported where it is needed: it is an extra.
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,16 +22,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from fl import privacy
-from fl.client import data, site_state
+from fl.client import data
+from fl.client.spending import PrivacyError
 from fl.config import DPSGD, TrainConfigs
-from fl.errors import FederationError
-from fl.privacy import Spent, noisy
+from fl.privacy import noisy
 
 Wrap = Callable[[torch.optim.Optimizer], torch.optim.Optimizer]
-
-
-class PrivacyError(FederationError):
-    """A model or a site cannot train with differential privacy."""
 
 
 class PoissonBatches(Sampler[list[int]]):
@@ -155,33 +150,3 @@ def no_samples(model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))  # type: ignore[attr-defined]  # Opacus' own
-
-
-def charge(run: str, client: str, spent: Spent, delta: float) -> float:
-    """Note what a round cost, before its update leaves; every sending of a round counts.
-
-    Args:
-        run: The run.
-        client: The client.
-        spent: The round's steps.
-        delta: The delta that epsilon is told for.
-
-    Returns:
-        Epsilon of all that this site did in the run up to now.
-
-    Raises:
-        SiteStateError: It cannot be noted.
-        PrivacyError: What was noted before is not readable.
-    """
-    file = site_state.path(run, client, "dp_sgd.json")
-    try:
-        before = [Spent(*entry) for entry in json.loads(file.read_text())]
-    except FileNotFoundError:
-        before = []
-    except (OSError, ValueError, TypeError) as error:
-        raise PrivacyError(f"{file}: does not say what was spent ({error})") from error
-    site_state.write(file, json.dumps([*before, spent]).encode(), durable=True)
-    try:
-        return privacy.epsilon([*before, spent], delta)
-    except ValueError as error:
-        raise PrivacyError(str(error)) from error

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from fl.config import DPSGD, Arguments, ConfigError, PositiveInt, Section
+from fl.config import Arguments, ConfigError, PositiveInt, Section, TrainConfigs
 from fl.config_files import load_section
 from fl.errors import FederationError, in_one_line
 
@@ -99,6 +99,8 @@ class Policy(Section):
     """Tasks that may open data in any 24 hours, whoever sent them; counted in the audit log."""
     min_noise_multiplier: Annotated[float, Field(gt=0)] | None = None
     """The least `dp_sgd.noise_multiplier` that a model is trained with here. Absent: none."""
+    min_local_noise_multiplier: Annotated[float, Field(gt=0)] | None = None
+    """The least `local_dp.noise_multiplier` that an update leaves with. Absent: none."""
     metrics: list[str] | None = None
     """Names of metrics that may leave; others are left out of answers."""
     sealed_updates: bool = False
@@ -166,18 +168,26 @@ class Policy(Section):
         if self.max_rounds is not None and number > self.max_rounds:
             raise PolicyRefusal("max_rounds", f"{self.max_rounds} at most")
 
-    def require_noise(self, wanted: DPSGD | None) -> None:
+    def require_noise(self, wanted: TrainConfigs) -> None:
         """Refuse training with less noise than the owner wants.
 
         Args:
-            wanted: The server's settings for DP-SGD, or None where it wants none.
+            wanted: The server's settings, for DP-SGD and local differential privacy among them.
 
         Raises:
-            PolicyRefusal: There is too little of it.
+            PolicyRefusal: There is too little of one.
         """
-        least = self.min_noise_multiplier
-        if least is not None and (wanted is None or wanted.noise_multiplier < least):
-            raise PolicyRefusal("min_noise_multiplier", f"{least:g} at least, in dp_sgd")
+        for rule, least, key, noise in (
+            ("min_noise_multiplier", self.min_noise_multiplier, "dp_sgd", wanted.dp_sgd),
+            (
+                "min_local_noise_multiplier",
+                self.min_local_noise_multiplier,
+                "local_dp",
+                wanted.local_dp,
+            ),
+        ):
+            if least is not None and (noise is None or noise.noise_multiplier < least):
+                raise PolicyRefusal(rule, f"{least:g} at least, in {key}")
 
     def require_sealing(self, *, sealed: bool) -> None:
         """Refuse to train where the update would travel in clear.

@@ -28,6 +28,7 @@ from fl.client import (
     dp_sgd,
     frozen,
     jobs,
+    local_dp,
     masking,
     trainer,
     unclaimed,
@@ -45,6 +46,7 @@ from fl.client.request import (
     read,
 )
 from fl.client.residual import compress_with_feedback
+from fl.client.spending import charge
 from fl.client.trainer import TrainingError
 from fl.client.warm import seed_all
 from fl.compression import compress
@@ -101,6 +103,8 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
             train_set, validation_set = data.datasets(wanted.data_configs)
             validates = configs.do_validation or configs.do_pre_validation
             policy.require_samples(_sizes(train_set, validation_set if validates else None))
+            if configs.local_dp is not None:
+                local_dp.require_parameters(model, received)
             correction = _correction(wanted, model, received, controls)
         seed = _seed(wanted.model_configs.seed, wanted.client_id, wanted.round)
         before = _before(configs, model, validation_set, seed, phases)
@@ -328,6 +332,12 @@ def _update(
     base = {name: tensor for name, tensor in whole.items() if name not in received}
     frozen.require_untouched(base, wanted.base)
     trained = {name: whole[name] for name in received}
+    noise = wanted.train_configs.local_dp
+    if noise is not None:
+        change = local_dp.noised(trained, received, noise)
+        if wanted.update == "difference":
+            return change
+        return {name: received[name].to(step.device) + step for name, step in change.items()}
     controls: Tensors = {}
     if isinstance(correction, Controlled):
         own, change = correction.outcome(received, {n: t.cpu() for n, t in trained.items()})
@@ -339,14 +349,20 @@ def _update(
 
 
 def _price(wanted: TrainRequest, training: trainer.Training) -> dict[str, float]:
-    """What DP-SGD has cost the site in this run, this round included."""
-    configs = wanted.train_configs
-    if configs.dp_sgd is None:
-        return {}
-    rate = dp_sgd.sampling_rate(training.num_samples, configs)
-    spent = Spent(configs.dp_sgd.noise_multiplier, rate, training.steps)
-    run = _run_id(wanted)
-    return {"epsilon": dp_sgd.charge(run, wanted.client_id, spent, configs.dp_sgd.delta)}
+    """What differential privacy has cost the site in this run, this round included."""
+    configs, price = wanted.train_configs, {}
+    if configs.dp_sgd is not None:
+        rate = dp_sgd.sampling_rate(training.num_samples, configs)
+        spent = Spent(configs.dp_sgd.noise_multiplier, rate, training.steps)
+        price["epsilon"] = charge(
+            _run_id(wanted), wanted.client_id, "dp_sgd", spent, configs.dp_sgd.delta
+        )
+    if configs.local_dp is not None:
+        spent = local_dp.spent(configs.local_dp)
+        price["local_epsilon"] = charge(
+            _run_id(wanted), wanted.client_id, "local_dp", spent, configs.local_dp.delta
+        )
+    return price
 
 
 def _coded(wanted: TrainRequest, update: Tensors, num_samples: int) -> Tensors:

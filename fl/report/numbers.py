@@ -34,6 +34,7 @@ SITE_METRICS = (
     "pre_val_loss",
     "pre_val_accuracy",
     "epsilon",
+    "local_epsilon",
 )
 """What sites measure; see `fl.client.task.train`."""
 

@@ -249,6 +249,8 @@ def _moment(at: float) -> str:
 def _metric_name(metric: str) -> str:
     if metric == "epsilon":
         return "Privacy spent (epsilon)"
+    if metric == "local_epsilon":
+        return "Privacy spent by updates (epsilon of local_dp)"
     words = metric.replace("pre_val", "validation (before training)").replace("val_", "validation_")
     return words.replace("train_", "training_").replace("_", " ").capitalize()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated, ClassVar
 
@@ -11,12 +10,11 @@ from pydantic import Field
 
 from fl import privacy
 from fl.config import Section
-from fl.privacy import Spent, noisy
+from fl.privacy import Spent, clipped, noisy
 from fl.server.aggregators.base import Contribution, Streaming
 from fl.server.aggregators.settings import Positive
 from fl.server.strategies import State, add_delta
-from fl.server.strategies.steps import wide
-from fl.tensors import Tensors, norm
+from fl.tensors import Tensors
 
 
 class DPFedAvg(Streaming):
@@ -112,26 +110,6 @@ class DPFedAvg(Streaming):
         """How often noise was added."""
         noised: State = {self.NOISED: {"steps": torch.tensor(0)}} | self._memory
         return int(noised[self.NOISED]["steps"])
-
-
-def clipped(update: Tensors, most: float) -> Tensors:
-    """An update's floating tensors, scaled down to a norm where theirs is larger.
-
-    Args:
-        update: Differences.
-        most: The largest Euclidean norm of all together.
-
-    Returns:
-        The floating tensors, float32 at least. One whose norm overflows becomes zero.
-
-    Raises:
-        ValueError: The norm is NaN.
-    """
-    found = norm(update)
-    if math.isnan(found):
-        raise ValueError("its norm is no number")
-    scale = min(1.0, most / found) if found > 0 else 1.0
-    return {name: wide(t) * scale for name, t in update.items() if t.is_floating_point()}
 
 
 def epsilon(noise_multiplier: float, steps: int, delta: float) -> float:

@@ -15,8 +15,9 @@ from fl import run
 from fl.config import ConfigError
 from fl.config_files import Files
 from fl.history import read_history
+from fl.privacy import clipped
 from fl.progress import describe
-from fl.server.aggregators.private import clipped, epsilon
+from fl.server.aggregators.private import epsilon
 from fl.server.events import RoundEnded
 from fl.tensors import decode, encode
 from tests.in_process import InProcess

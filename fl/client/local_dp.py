@@ -1,0 +1,71 @@
+"""Client-level differential privacy at a site: its update hides from its reader what it is made of.
+
+The Gaussian mechanism on what training added to the model, at the site itself (local differential
+privacy: Kasiviswanathan et al. 2008, https://arxiv.org/abs/0803.0924; clipped updates: McMahan et
+al. 2018, https://arxiv.org/abs/1710.06963). Nobody needs to be trusted with the update, and no data
+set that the site might have can be told from another: two clipped updates lie up to twice
+`clip_norm` apart, so epsilon is that of half the noise multiplier. The noise is drawn from a
+generator of the site's own, as DP-SGD's is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from fl import privacy
+from fl.client.algorithms import delta
+from fl.client.spending import PrivacyError
+from fl.config import LocalDP
+from fl.privacy import Spent
+from fl.tensors import Tensors
+
+
+def require_parameters(model: nn.Module, travelling: Iterable[str]) -> None:
+    """Refuse a model with buffers: a running variance can be neither clipped nor noised and be one.
+
+    Args:
+        model: The model.
+        travelling: Names of all that leaves of it.
+
+    Raises:
+        PrivacyError: One is no parameter.
+    """
+    parameters = dict(model.named_parameters())
+    if first := min((name for name in travelling if name not in parameters), default=None):
+        raise PrivacyError(
+            f"local_dp: the model's buffer {first} would leave without noise: take GroupNorm "
+            "instead of batch norm, and register constants as not persistent"
+        )
+
+
+def noised(trained: Tensors, received: Tensors, wanted: LocalDP) -> Tensors:
+    """What training added to a model, clipped and noised.
+
+    Args:
+        trained: The model after training; parameters alone.
+        received: The model before it.
+        wanted: The largest norm, and how much noise.
+
+    Returns:
+        The differences, in the model's dtypes.
+
+    Raises:
+        PrivacyError: Training has diverged, so that the difference has no norm.
+    """
+    draw = privacy.generator()
+    deviation = wanted.noise_multiplier * wanted.clip_norm
+    try:
+        change = privacy.clipped(delta(trained, received), wanted.clip_norm)
+    except ValueError as error:
+        raise PrivacyError(f"local_dp: the update cannot be clipped: {error}") from error
+    return {
+        name: privacy.noisy(tensor, deviation, draw).to(trained[name].dtype)
+        for name, tensor in change.items()
+    }
+
+
+def spent(wanted: LocalDP) -> Spent:
+    """One update: of two that clipping leaves, each may be at the other end of the ball."""
+    return Spent(wanted.noise_multiplier / 2, 1.0, 1)

@@ -1,0 +1,48 @@
+"""What differential privacy has cost a site in a run, by the site's own count."""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+from fl import privacy
+from fl.client import site_state
+from fl.errors import FederationError
+from fl.privacy import Spent
+
+
+class PrivacyError(FederationError):
+    """A model or a site cannot train with differential privacy."""
+
+
+def charge(
+    run: str, client: str, mechanism: Literal["dp_sgd", "local_dp"], spent: Spent, delta: float
+) -> float:
+    """Note what a round cost, before its update leaves; every sending of a round counts.
+
+    Args:
+        run: The run.
+        client: The client.
+        mechanism: Whose noise it was; each is counted by itself.
+        spent: The round's steps.
+        delta: The delta that epsilon is told for.
+
+    Returns:
+        Epsilon of all that this site did in the run up to now.
+
+    Raises:
+        SiteStateError: It cannot be noted.
+        PrivacyError: What was noted before is not readable.
+    """
+    file = site_state.path(run, client, f"{mechanism}.json")
+    try:
+        before = [Spent(*entry) for entry in json.loads(file.read_text())]
+    except FileNotFoundError:
+        before = []
+    except (OSError, ValueError, TypeError) as error:
+        raise PrivacyError(f"{file}: does not say what was spent ({error})") from error
+    site_state.write(file, json.dumps([*before, spent]).encode(), durable=True)
+    try:
+        return privacy.epsilon([*before, spent], delta)
+    except ValueError as error:
+        raise PrivacyError(str(error)) from error
