@@ -174,7 +174,7 @@ class Here:
         """Nothing is known beyond the error."""
         return EndpointError(str(error))
 
-    def session(self) -> None:
+    def session(self, client: Client) -> None:
         """None to recover by."""
 
     def recover(self, session: str, jobs: Collection[str]) -> dict[str, Future[JSONObject]]:  # noqa: ARG002  (as above)

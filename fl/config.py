@@ -270,7 +270,8 @@ class GlobusComputeConfigs(Section):
     function_id: UUID
     """Id of the one remote function, as `fl register` printed it."""
     environment_files: list[str] = []
-    """KEY=VALUE files with credentials and folders, read where the environment lacks them."""
+    """KEY=VALUE files with credentials and folders, read where the environment lacks them; a
+    client's credentials are read from its own files alone."""
 
 
 class ServerCommConfigs(Section):
@@ -298,6 +299,8 @@ class ServerCommConfigs(Section):
 class ClientCommConfigs(Section):
     """A client's ways to the server."""
 
+    globus_compute_configs: GlobusComputeConfigs | None = None
+    """How a site is reached that has a Globus client of its own; without it, by the server's."""
     proxystore_configs: ProxystoreConfigs = ProxystoreConfigs()
     """How models move."""
 

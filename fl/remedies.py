@@ -113,6 +113,9 @@ def _at_a_site(item: Item, client: Client, federation: Federation) -> str:
     only = f"-i INVENTORY --limit {name}"
     key = f"clients.{name}"
     match item.check:
+        case "endpoint" if "client credentials" in item.message:
+            play = f"ansible-playbook playbooks/rotate-credentials.yml {only}"
+            return f"set its fl_client_secret to one that Globus takes, then {play}"
         case "endpoint":
             return f"start it: ansible-playbook playbooks/restart.yml {only}"
         case "worker" if client.endpoint_id == "local":

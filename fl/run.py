@@ -207,6 +207,7 @@ def _parts(
 ) -> Parts:
     """What the server of a run works with."""
     sealing = federation.server_configs.comm_configs.sealing
+    clients = {client.client_id: client for client in federation.clients}
     return Parts(
         endpoints=ways.endpoints,
         transport=ways.transport,
@@ -216,7 +217,9 @@ def _parts(
         evaluate=algorithm.evaluate,
         listen=listen,
         save=record.keep,
-        sent=lambda task, model: record.sent(task, ways.endpoints.session(), model),
+        sent=lambda task, model: record.sent(
+            task, ways.endpoints.session(clients[task.client_id]), model
+        ),
         base=frozen.base_digest(algorithm.frozen),
         sealing=ServerKeys(record.sealing_secret()) if sealing else None,
     )

@@ -19,6 +19,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TOP = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
+OWN = "site-b"
+"""The site with a Globus client of its own; the others have the shared one."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,13 @@ class Federation:
     @property
     def credentials(self) -> dict[str, str]:
         """What a program needs to speak as the federation's client, its secret included."""
-        home = self.dir / "home"
-        return read_environment(home / "site.env") | read_environment(
-            home / "secrets" / "credentials.env"
+        return self.credentials_of("home")
+
+    def credentials_of(self, site: str) -> dict[str, str]:
+        """What a program needs to speak as a site's client, its secret included."""
+        folder = self.dir / site
+        return read_environment(folder / "site.env") | read_environment(
+            folder / "secrets" / "credentials.env"
         )
 
     def play(
@@ -108,6 +114,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
     if up.returncode:
         pytest.fail(f"fl sandbox up: {up.stdout}{up.stderr}", pytrace=False)
     try:
+        assert deployed.call("fl", "sandbox", "client", OWN).returncode == 0
         deployed.play("deploy.yml")
         yield deployed
     finally:

@@ -38,7 +38,7 @@ class InProcess:
     def explain(self, error):
         return EngineError(str(error))
 
-    def session(self):
+    def session(self, client):
         return None
 
     def recover(self, session, jobs):

@@ -21,6 +21,11 @@ def federation(tmp_path):
     ("check", "message", "command"),
     [
         ("endpoint", "endpoint is offline", "playbooks/restart.yml -i INVENTORY --limit site-a"),
+        (
+            "endpoint",
+            "Globus refused the client credentials (401 invalid_client)",
+            "playbooks/rotate-credentials.yml -i INVENTORY --limit site-a",
+        ),
         ("worker", "no worker answered", "playbooks/health.yml -i INVENTORY --limit site-a"),
         ("versions", "torch 1.0", "playbooks/upgrade.yml -i INVENTORY --limit site-a"),
         ("clock", "9 s or more ahead", "chronyc tracking"),

@@ -61,8 +61,12 @@ class Endpoints(Protocol):
             An error with a line for a person; an `EngineError` where the engine had the task.
         """
 
-    def session(self) -> str | None:
-        """What a later process can `recover` submitted tasks by, or None if it cannot."""
+    def session(self, client: Client) -> str | None:
+        """What a later process can `recover` tasks by, or None if it cannot.
+
+        Args:
+            client: The client that the tasks were submitted to.
+        """
 
     def recover(self, session: str, jobs: Collection[str]) -> dict[str, Future[JSONObject]]:
         """Take up tasks that another process submitted.

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from uuid import UUID
 
 import globus_sdk
@@ -22,7 +23,9 @@ from globus_compute_sdk.serialize import JSONData
 
 from fl.config import Client
 from fl.endpoints.base import EndpointError, EngineError, JSONObject
+from fl.endpoints.credentials import read_environment
 from fl.endpoints.serialization import JSONOnly
+from fl.errors import FederationError
 
 # The service takes 20 requests in 10 s from a client; the SDK's own, slower default would hold
 # every round up for seconds.
@@ -35,28 +38,38 @@ class GlobusEndpoints:
     """One SDK Executor for each endpoint, so that one that is refused takes no other with it.
 
     Args:
-        function_id: Id of the registered remote function.
+        function_id: Id of the remote function, as this Globus client registered it.
+        own: Files with the credentials of a site's own Globus client; without them, those of the
+            environment are taken.
 
     Raises:
-        EndpointError: Globus cannot be reached, or refuses the credentials.
+        EndpointError: Globus cannot be reached, or refuses the environment's credentials. Those of
+            one site are found refused when it is asked for: they keep no other site from working.
+        FederationError: A file cannot be read.
     """
 
-    def __init__(self, function_id: UUID) -> None:
+    def __init__(self, function_id: UUID, own: Sequence[str] = ()) -> None:
         self._function_id = str(function_id)
+        self._own = own
+        self._app = _app_of(own) if own else None
+        self._opened: ComputeClient | None = None
         self._task_group: UUID | None = None
         self._executors: dict[UUID | None, Executor] = {}
         # Refusals reach people through the futures; the SDK's own log lines would say it twice.
         logging.getLogger("globus_compute_sdk").setLevel(logging.ERROR)
-        try:
-            self._client = ComputeClient()
-        except globus_sdk.GlobusError as error:
-            raise explain(error) from error
+        if not own:
+            try:
+                self._client()
+            except globus_sdk.GlobusError as error:
+                raise explain(error) from error
 
     def submit(self, client: Client, request: JSONObject) -> Future[JSONObject]:
         """See `Endpoints.submit`."""
         endpoint_id = _endpoint_id(client)
         try:
             return self._send(endpoint_id, request)
+        except globus_sdk.GlobusError as error:
+            raise explain(error) from error
         except RuntimeError:
             # A refused submit (413, say) has ended this Executor for good.
             self._executors.pop(endpoint_id).shutdown(wait=False, cancel_futures=True)
@@ -66,8 +79,10 @@ class GlobusEndpoints:
         """See `Endpoints.health`."""
         endpoint_id = _endpoint_id(client)
         try:
-            status = self._client.get_endpoint_status(endpoint_id)["status"]
+            status = self._client().get_endpoint_status(endpoint_id)["status"]
         except globus_sdk.GlobusAPIError as error:
+            if self._own and error.http_status == 401:
+                return f"{explain(error)} in {self._own[-1]}"
             if error.http_status in (403, 404):
                 return f"endpoint {endpoint_id} is unknown to Globus Compute, or another's"
             raise explain(error) from error
@@ -81,7 +96,7 @@ class GlobusEndpoints:
         """See `Endpoints.explain`."""
         return explain(error)
 
-    def session(self) -> str | None:
+    def session(self, client: Client) -> str | None:  # noqa: ARG002  (the protocol's signature)
         """See `Endpoints.session`: the service's name for a group of tasks."""
         return None if self._task_group is None else str(self._task_group)
 
@@ -125,6 +140,12 @@ class GlobusEndpoints:
         for watcher in list(sdk._RESULT_WATCHERS.values()):
             watcher.shutdown(wait=False, cancel_futures=True)
 
+    def _client(self) -> ComputeClient:
+        """The SDK's client; making it is the first that Globus hears of these credentials."""
+        if self._opened is None:
+            self._opened = ComputeClient(app=self._app)
+        return self._opened
+
     def _send(self, endpoint_id: UUID, request: JSONObject) -> Future[JSONObject]:
         executor = self._executor(endpoint_id)
         future: Future[JSONObject] = executor.submit_to_registered_function(
@@ -137,16 +158,35 @@ class GlobusEndpoints:
     def _executor(self, endpoint_id: UUID | None) -> Executor:
         """An endpoint's executor; the one for None submits nothing."""
         if endpoint_id not in self._executors:
-            self._executors[endpoint_id] = Executor(
+            executor = Executor(
                 endpoint_id=endpoint_id,
-                client=self._client,
+                client=self._client(),
                 serializer=JSONOnly(),
                 result_serializers=[JSONData],
                 task_group_id=self._task_group,
                 api_burst_limit=BURST_LIMIT,
                 api_burst_window_s=BURST_WINDOW_SECONDS,
             )
+            # Without a group the SDK takes the process's last one, which may be another client's.
+            executor.task_group_id = self._task_group
+            self._executors[endpoint_id] = executor
         return self._executors[endpoint_id]
+
+
+def _app_of(files: Sequence[str]) -> globus_sdk.ClientApp:
+    """A site's own Globus client, whose tokens are kept nowhere."""
+    found: dict[str, str] = {}
+    for file in files:
+        found |= read_environment(Path(file))
+    try:
+        return globus_sdk.ClientApp(
+            "fl",
+            client_id=found["GLOBUS_COMPUTE_CLIENT_ID"],
+            client_secret=found["GLOBUS_COMPUTE_CLIENT_SECRET"],
+            config=globus_sdk.GlobusAppConfig(token_storage="memory"),  # noqa: S106  (a kind)
+        )
+    except KeyError as error:
+        raise FederationError(f"{files[-1]}: does not set {error.args[0]}") from error
 
 
 def _group_of(executor: Executor, first: Future[JSONObject]) -> UUID | None:
@@ -168,6 +208,8 @@ def explain(error: BaseException) -> EndpointError:
         An error with a line for a person; an `EngineError` where the site's engine had the task.
     """
     match error:
+        case EndpointError():
+            return error
         case globus_sdk.AuthAPIError():
             return EndpointError(
                 f"Globus refused the client credentials ({error.http_status} "

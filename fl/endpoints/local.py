@@ -51,7 +51,7 @@ class LocalEndpoints:
             return EngineError("the local process failed: one was killed, or out of memory")
         return EngineError(f"the local process failed ({type(error).__name__}: {error})")
 
-    def session(self) -> None:
+    def session(self, client: Client) -> None:
         """See `Endpoints.session`: tasks here end with the process that sent them."""
 
     def recover(self, session: str, jobs: Collection[str]) -> dict[str, Future[JSONObject]]:  # noqa: ARG002  (the protocol's signature)

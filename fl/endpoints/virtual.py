@@ -233,7 +233,7 @@ class VirtualSites:
         """See `Endpoints.explain`."""
         return EndpointError(str(error))
 
-    def session(self) -> str | None:
+    def session(self, client: Client) -> str | None:  # noqa: ARG002  (the protocol's signature)
         """See `Endpoints.session`: a simulation ends with its process."""
         return None
 

@@ -1,8 +1,9 @@
-"""``fl sandbox``: up, down, status, env."""
+"""``fl sandbox``: up, down, status, env, client."""
 
 from __future__ import annotations
 
 import functools
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -124,6 +125,21 @@ def env(folder: Folder) -> int:
     }
     for name, value in variables.items():
         click.echo(f"export {name}={shlex.quote(value)}")
+    return 0
+
+
+@sandbox.command()
+@click.argument("site")
+@_command
+def client(folder: Folder, site: str) -> int:
+    """Make a client for SITE alone; inventory/sandbox.ini then gives it to that site.
+
+    As registering another application at Globus does; print its id. It is kept like everything.
+    """
+    if not re.fullmatch("[A-Za-z0-9_-]+", site):
+        raise SandboxError(f"{site!r} is no name of a site")
+    folder.prepare()
+    click.echo(folder.add_client(site).client_id)
     return 0
 
 

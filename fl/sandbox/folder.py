@@ -52,6 +52,15 @@ class Identity:
     relay_port: int = 0
 
 
+@dataclass(frozen=True)
+class OwnClient:
+    """A client that one site has for itself, with its secrets: the one that it uses first."""
+
+    site: str
+    client_id: str
+    secrets: list[str]
+
+
 class Folder:
     """The folder and the names in it."""
 
@@ -59,6 +68,7 @@ class Folder:
         self.path = (path or Path(os.environ.get("FL_SANDBOX_DIR") or DEFAULT)).absolute()
         self.record = self.path / "service.json"
         self.secret = self.path / "client_secret"
+        self.clients = self.path / "clients"
         self.ports = self.path / "ports.json"
         self.state = self.path / "state.sqlite"
         self.queues = self.path / "queues.json"
@@ -109,6 +119,29 @@ class Folder:
     def secrets(self) -> list[str]:
         """The client's secrets, a line each: the one that its users have first."""
         return self.secret.read_text().split()
+
+    def add_client(self, name: str) -> OwnClient:
+        """A site's own client, made at first need."""
+        known = {client.site: client for client in self.own_clients()}
+        if name not in known:
+            self.clients.mkdir(mode=0o700, exist_ok=True)
+            made = OwnClient(name, str(uuid.uuid4()), [secrets.token_urlsafe(32)])
+            self.write(self.clients / f"{name}.json", json.dumps(asdict(made)) + "\n")
+            known[name] = made
+        return known[name]
+
+    def own_clients(self) -> list[OwnClient]:
+        """Clients beside the one that all share."""
+        return [OwnClient(**self.read(file)) for file in self.clients.glob("*.json")]
+
+    def accepted(self, client_id: str) -> dict[str, list[str]]:
+        """Every client's secrets, as they are now.
+
+        Args:
+            client_id: Of the client that all share.
+        """
+        own = {client.client_id: client.secrets for client in self.own_clients()}
+        return {client_id: self.secrets(), **own}
 
     def remember(self, identity: Identity) -> None:
         """Keep an identity for the next run."""

@@ -170,7 +170,7 @@ class Sandbox:
         store = Store(folder.state)
         folder.state.chmod(0o600)
         queues = folder.queues.read_text() if folder.queues.exists() else ""
-        identities = Identities(lambda: {identity.client_id: folder.secrets()})
+        identities = Identities(lambda: folder.accepted(identity.client_id))
         service = Service(store, identities, web, broker, queues=queues)
         relay = Relay(identity.relay_port, folder.relay_log, self._relay_started)
         try:

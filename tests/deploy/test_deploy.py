@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from examples import leftovers
-from tests.conftest import BIN, TOP
+from tests.conftest import BIN, OWN, TOP
 
 pytestmark = pytest.mark.daemons
 WRONG = "not-what-the-sandbox-gave"
@@ -58,9 +58,13 @@ def test_check_works_on_a_site_that_is_not_deployed_and_shows_no_secret(federati
     assert not (federation.dir / "never").exists()
 
 
-def test_the_secret_is_in_one_file_a_site_and_nowhere_else(federation):
-    """In no command line, no log, no file but credentials.env, and in no worker's environment."""
-    hidden = secret(federation).encode()
+@pytest.mark.parametrize("of", ["home", OWN])
+def test_a_secret_is_in_one_file_a_site_and_nowhere_else(federation, of):
+    """In no command line, no log, no file but credentials.env, and in no worker's environment.
+
+    That of one site's own client stands there, and at the server.
+    """
+    hidden = federation.credentials_of(of)["GLOBUS_COMPUTE_CLIENT_SECRET"].encode()
     for process in leftovers.processes(federation.dir):
         assert hidden.decode() not in " ".join(process.cmdline())
         if "worker_pool" in " ".join(process.cmdline()):
@@ -71,9 +75,9 @@ def test_the_secret_is_in_one_file_a_site_and_nowhere_else(federation):
         for file in (federation.dir / site).rglob("*")
         if file.is_file() and "site-packages" not in file.parts and hidden in file.read_bytes()
     }
-    assert holders == {
-        Path(site, "secrets/credentials.env") for site in ("home", "site-a", "site-b")
-    }
+    shared = {Path(site, "secrets/credentials.env") for site in ("home", "site-a")}
+    own = {Path(OWN, "secrets/credentials.env"), Path("home/secrets/clients", f"{OWN}.env")}
+    assert holders == (own if of == OWN else shared)
     for holder in holders:
         assert (federation.dir / holder).stat().st_mode & 0o777 == 0o600
         assert (federation.dir / holder).parent.stat().st_mode & 0o777 == 0o700
@@ -86,6 +90,10 @@ def test_the_two_files_say_where_everything_is(federation):
     assert [client["data_configs"]["dataset_kwargs"]["client_id"] for client in clients] == [0, 1]
     stores = server["comm_configs"]["proxystore_configs"]["connector_configs"]["endpoints"]
     assert len(set(stores)) == 3
+    shared, own = (client["comm_configs"].get("globus_compute_configs") for client in clients)
+    assert shared is None
+    assert own["environment_files"] == [f"{federation.dir}/home/secrets/clients/{OWN}.env"]
+    assert own["function_id"] != server["comm_configs"]["globus_compute_configs"]["function_id"]
     for client in clients:
         used = client["comm_configs"]["proxystore_configs"]["connector_configs"]["endpoints"]
         assert used == stores

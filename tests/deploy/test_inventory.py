@@ -93,6 +93,17 @@ def test_several_bad_values_are_named_at_once(play):
     assert "hunter2" not in done.stdout
 
 
+def test_a_site_with_a_client_of_its_own_is_refused_the_hosted_relay(play, tmp_path):
+    """It lets only endpoints of one identity meet."""
+    (tmp_path / "clients").mkdir()
+    own = {"site": "site-b", "client_id": "22222222-2222-4333-8444-555555555555"}
+    (tmp_path / "clients" / "site-b.json").write_text(json.dumps(own | {"secrets": ["hush"]}))
+    done = play(fl_proxystore_relay_auth="globus")
+    assert done.returncode == 2
+    assert "fl_client_id of site-b is another than the server's, and ProxyStore's" in done.stdout
+    assert "add a group [relay] to the inventory" in done.stdout
+
+
 def test_a_missing_sandbox_says_to_start_it(play, tmp_path):
     (tmp_path / "service.json").unlink()
     done = play()

@@ -20,6 +20,11 @@ def tutorial(federation, tmp_path):
     write_files(tmp_path, tuple(client["endpoint_id"] for client in clients), tuple(stores))
     write_code(tmp_path)
     globus = json.dumps(server["globus_compute_configs"])
+    own = [
+        f"--set=clients.Client{number}.comm_configs.globus_compute_configs={json.dumps(configs)}"
+        for number, client in enumerate(clients, start=1)
+        if (configs := client["comm_configs"].get("globus_compute_configs"))
+    ]
 
     def run(kind, *sets):
         return federation.call(
@@ -31,6 +36,7 @@ def tutorial(federation, tmp_path):
             f"--set=server_configs.comm_configs.globus_compute_configs={globus}",
             f"--set=server_configs.logging_output_dirname={tmp_path}/output",
             "--set=client_configs.train_configs.num_local_steps=5",
+            *own,
             *sets,
         )
 

@@ -1,11 +1,13 @@
 """A client secret that has leaked: changed while a run goes on, and of no use from then on."""
 
+import json
 import secrets
 import signal
 
 import pytest
 
 from fl.endpoints.credentials import read_environment
+from tests.conftest import OWN
 from tests.end_to_end.test_attacks import attack, train_request
 from tests.end_to_end.test_faults import jobs, lines, run_folder, started
 from tests.end_to_end.test_fl_run import fl_run, wait_for
@@ -18,9 +20,19 @@ pytestmark = pytest.mark.daemons
 
 def know(federation, *known):
     """Have the service take these secrets of the client's alone, from now on."""
-    file = federation.dir / "client_secret"
+    replace(federation.dir / "client_secret", "\n".join(known))
+
+
+def know_own(federation, *known):
+    """As `know`, of the client that one site has for itself."""
+    file = federation.dir / "clients" / f"{OWN}.json"
+    replace(file, json.dumps(json.loads(file.read_text()) | {"secrets": known}))
+
+
+def replace(file, text):
+    """Write a secret as a whole, for nobody else's eyes."""
     new = file.with_suffix(".new")
-    new.write_text("\n".join(known))
+    new.write_text(text)
     new.chmod(0o600)
     new.replace(file)
 
@@ -48,7 +60,7 @@ def test_a_secret_is_changed_with_no_round_lost_and_the_old_one_refused_at_once(
     run = started(many_short_rounds)
     wait_for(lambda: run.poll() is not None or jobs(federation, "site-b", 1), seconds=90)
     federation.play("playbooks/rotate-credentials.yml")
-    assert {held(federation, site) for site in SITES} == {new}
+    assert {held(federation, site) for site in SITES if site != OWN} == {new}
     done = len(rounds(tmp_path))
     wait_for(lambda: run.poll() is not None or len(rounds(tmp_path)) > done, seconds=150)
     assert run.poll() is None
@@ -63,6 +75,46 @@ def test_a_secret_is_changed_with_no_round_lost_and_the_old_one_refused_at_once(
     assert "401" in (with_tokens := tried()), with_tokens
     leaked["GLOBUS_COMPUTE_USER_DIR"] = str(tmp_path / "none")
     assert "invalid_client" in (without := tried()) or "401" in without, without
+
+
+def test_one_sites_secret_is_changed_and_revoked_alone(federation):
+    """A refused one reaches nobody, the new one site and server; a revoked one is told of."""
+    before = {site: held(federation, site) for site in SITES}
+    new = secrets.token_urlsafe(32)
+    limited = ("playbooks/rotate-credentials.yml", "--limit", OWN)
+    wrong = federation.play(*limited, check=False, fl_client_secret="wrong")
+    assert wrong.returncode == 2
+    said = " ".join((wrong.stdout + wrong.stderr).split())
+    assert f"Check that fl_client_secret of {OWN} holds the new secret" in said
+    assert {site: held(federation, site) for site in SITES} == before
+    know_own(federation, new, before[OWN])
+    federation.play(*limited)
+    assert {site: held(federation, site) for site in SITES} == before | {OWN: new}
+    assert told_by_server(federation) == new
+    know_own(federation, "another")
+    try:
+        found = checks(federation)
+        assert found["site-a"]["ok"]
+        assert "Globus refused the client credentials (401" in found[OWN]["message"]
+        assert (
+            "playbooks/rotate-credentials.yml -i INVENTORY --limit site-b" in found[OWN]["remedy"]
+        )
+    finally:
+        know_own(federation, new)
+    assert all(row["ok"] for row in checks(federation).values())
+
+
+def checks(federation):
+    """What `fl check` finds of each site's endpoint."""
+    done = federation.call("fl", "check", str(federation.federation_dir), "--quick", "--json")
+    rows = json.loads(done.stdout)
+    return {row["client_id"]: row for row in rows if row["check"] == "endpoint"}
+
+
+def told_by_server(federation):
+    """The secret by which the server acts at the site that has its own."""
+    file = federation.dir / "home" / "secrets" / "clients" / f"{OWN}.env"
+    return read_environment(file)["GLOBUS_COMPUTE_CLIENT_SECRET"]
 
 
 def held(federation, site):

@@ -11,12 +11,25 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.conftest import OWN
 from tests.end_to_end.test_fl_run import fl_run, wait_for
 
 __all__ = ["fl_run"]  # a fixture
 
 pytestmark = pytest.mark.daemons
 SITES = ("home", "site-a", "site-b")
+HOLDERS = {
+    "home": {
+        Path("client_secret"),
+        *(Path(site, "secrets/credentials.env") for site in SITES if site != OWN),
+    },
+    OWN: {
+        Path("clients", f"{OWN}.json"),
+        Path(OWN, "secrets/credentials.env"),
+        Path("home/secrets/clients", f"{OWN}.env"),
+    },
+}
+"""Files that have a client's secret: that of all, and that of one site."""
 # Walks a folder below the current one as `nobody`, and prints what it could look into.
 STRANGER = """
 import os, sys
@@ -34,10 +47,11 @@ for folder, _, files in os.walk(sys.argv[1]):
 """
 
 
-def secret_forms(federation):
-    """The secret in plain text, and as HTTP's Basic scheme has it with the client's id."""
+def secret_forms(federation, site):
+    """A site's secret in plain text, and as HTTP's Basic scheme has it with its client's id."""
     client_id, secret = (
-        federation.credentials[f"GLOBUS_COMPUTE_CLIENT_{name}"] for name in ("ID", "SECRET")
+        federation.credentials_of(site)[f"GLOBUS_COMPUTE_CLIENT_{name}"]
+        for name in ("ID", "SECRET")
     )
     return secret.encode(), base64.b64encode(f"{client_id}:{secret}".encode())
 
@@ -71,7 +85,8 @@ def told_by_processes(forms):
 
 def test_the_secret_is_in_nothing_that_a_deployment_and_a_run_leave(federation, fl_run, tmp_path):
     """Looked for in every file, log and process, while the run goes on and after it."""
-    forms = secret_forms(federation)
+    forms = {site: secret_forms(federation, site) for site in HOLDERS}
+    all_forms = [form for of_one in forms.values() for form in of_one]
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     files = fl_run.files(lambda server, clients: None)
@@ -86,16 +101,16 @@ def test_the_secret_is_in_nothing_that_a_deployment_and_a_run_leave(federation, 
             lambda: run.poll() is not None or list(tmp_path.glob("runs/*/tasks.jsonl")), seconds=90
         )
         assert run.poll() is None, (tmp_path / "output").read_text()
-        assert told_by_processes(forms) == []
+        assert told_by_processes(all_forms) == []
         assert run.wait(120) == 0, (tmp_path / "output").read_text()
     finally:
         run.kill()
         run.wait()
-    allowed = {Path(site, "secrets/credentials.env") for site in SITES}
-    assert holders(federation.dir, forms) == {*allowed, Path("client_secret")}
-    assert holders(tmp_path, forms) == set()
+    for site, allowed in HOLDERS.items():
+        assert holders(federation.dir, forms[site]) == allowed
+    assert holders(tmp_path, all_forms) == set()
     assert json.loads(next(tmp_path.glob("runs/*/metrics.jsonl")).read_text().splitlines()[1])
-    assert told_by_processes(forms) == []
+    assert told_by_processes(all_forms) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can look as another user")

@@ -55,6 +55,20 @@ def test_env_is_for_eval_and_holds_the_secret(box: Path) -> None:
     assert secret not in json.dumps(record)
 
 
+def test_a_site_gets_a_client_of_its_own_once(box: Path) -> None:
+    made, again = (run("client", "site-b", box=box) for _ in range(2))
+    assert made.exit_code == 0, made.output
+    assert again.output == made.output
+    folder = Folder(box)
+    folder.identity()
+    accepted = folder.accepted("shared")
+    assert accepted.keys() == {"shared", made.output.strip()}
+    (secret,) = accepted[made.output.strip()]
+    assert secret not in folder.secrets()
+    assert (box / "clients" / "site-b.json").stat().st_mode & 0o777 == 0o600
+    assert run("client", "../site", box=box).exit_code == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

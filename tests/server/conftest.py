@@ -81,7 +81,7 @@ class ScriptedEndpoints:
     def explain(self, error):
         return EndpointError(f"explained {error}")
 
-    def session(self):
+    def session(self, client):
         return None
 
     def recover(self, session, jobs):
