@@ -47,7 +47,12 @@ def answers(marker):
 
 
 class Site:
-    """Registers an endpoint, and answers the first task that comes."""
+    """Registers an endpoint, and answers tasks.
+
+    Args:
+        client: The SDK's.
+        answer: Called with the text of each task's arguments; returns that of its result.
+    """
 
     def __init__(self, client, answer):
         registration = client._compute_web_client.v3.register_endpoint(
@@ -58,12 +63,13 @@ class Site:
         threading.Thread(target=self._serve, args=(registration,), daemon=True).start()
 
     def _serve(self, registration):
-        command = json.loads(self._first(registration["command_queue_info"]))
+        command = json.loads(next(self._messages(registration["command_queue_info"])))
         credentials = command["kwargs"]["amqp_creds"]
-        asked = unpack(self._first(credentials["task_queue_info"]))
-        self._send(
-            credentials["result_queue_info"], Result(task_id=asked.task_id, data=self._answer)
-        )
+        for message in self._messages(credentials["task_queue_info"]):
+            asked = unpack(message)
+            _, arguments, _ = ComputeSerializer.unpack_buffers(asked.task_buffer)
+            answer = Result(task_id=asked.task_id, data=self._answer(arguments))
+            self._send(credentials["result_queue_info"], answer)
 
     def _say_online(self, registration):
         report = EPStatusReport(
@@ -71,13 +77,15 @@ class Site:
         )
         self._send(registration["heartbeat_queue_info"], report)
 
-    def _first(self, queue):
-        """A queue's first message."""
+    def _messages(self, queue):
+        """A queue's messages, until none comes for long."""
         with pika.BlockingConnection(pika.URLParameters(queue["connection_url"])) as connection:
-            messages = connection.channel().consume(
+            for _, _, message in connection.channel().consume(
                 queue["queue"], auto_ack=True, inactivity_timeout=SECONDS
-            )
-            return next(messages)[2]
+            ):
+                if message is None:
+                    return
+                yield message
 
     def _send(self, queue, message):
         arguments = dict(queue["queue_publish_kwargs"])
@@ -96,7 +104,7 @@ class Believing(JSONOnly):
 def main(kind, reader, function_id, marker):
     """Ask once, and print what comes of it."""
     client = ComputeClient()
-    site = Site(client, answers(marker)[kind])
+    site = Site(client, lambda _: answers(marker)[kind])
     if reader == "sdk":
         globus.JSONOnly = Believing
     endpoints = globus.GlobusEndpoints(function_id)
