@@ -111,7 +111,7 @@ def live_table(run: Path) -> RenderableType:
         for update in ended.updates:
             progress(update)
         progress(ended)
-    return progress._table()
+    return progress.screen()
 
 
 def terminal(name: str, screen: Callable[[], RenderableType]) -> None:

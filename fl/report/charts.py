@@ -33,6 +33,7 @@ CONFIG: dict[str, Any] = {
     "background": "transparent",
     "font": "system-ui, sans-serif",  # the page's: Vega measures texts by it
     "view": {"stroke": "transparent"},
+    "numberFormat": "~g",  # Vega's own rounds ticks until two are called the same
     "axis": {
         "labelColor": "var(--ink)",
         "titleColor": "var(--ink)",
@@ -58,29 +59,58 @@ ROW = 18
 """Pixels of a site's row."""
 
 
-def by_round(
-    column: str, across: str, runs: Sequence[str], table: str = "rounds"
-) -> dict[str, Any]:
-    """A number of the global model over the rounds, or over time, a line a run.
+def by_round(column: str, runs: Sequence[str], table: str = "rounds") -> dict[str, Any]:
+    """A number of the global model over the rounds, a line a run.
 
     Args:
         column: `accuracy` or `loss`.
-        across: `round` or `minutes`.
         runs: The runs' names.
-        table: `rounds`, measured at the server; or `evaluations`, without time, at the sites.
+        table: `rounds`, measured at the server; or `evaluations`, at the sites.
 
     Returns:
         The chart, of that table.
     """
-    times = ["minutes"] if table == "rounds" else []
-    base = alt.Chart(_table(table, ["round", "loss", "accuracy", *times])).encode(
-        x=_quantity(across, "round" if across == "round" else "minutes since the first round"),
+    base = alt.Chart(_table(table, ["round", "loss", "accuracy"]))
+    return _lines(base.encode(x=_quantity("round", "round")), column, runs)
+
+
+UNITS = {"seconds": 1, "minutes": 60, "hours": 3600}
+
+
+def by_time(column: str, runs: Sequence[str], longest: float) -> dict[str, Any]:
+    """A number of the global model at the server over the time of the rounds, a line a run.
+
+    Args:
+        column: `accuracy` or `loss`.
+        runs: The runs' names.
+        longest: Seconds that the longest run's rounds took: they decide the axis' unit.
+
+    Returns:
+        The chart, of the table `rounds`.
+    """
+    unit = next((unit for unit in ("hours", "minutes") if longest >= 2 * UNITS[unit]), "seconds")
+    base = alt.Chart(_table("rounds", ["round", "loss", "accuracy", "seconds"]))
+    timed = base.transform_calculate(time=f"datum.seconds / {UNITS[unit]}")
+    return _lines(timed.encode(x=alt.X("time:Q", title=f"{unit} of rounds")), column, runs)
+
+
+def _lines(base: alt.Chart, column: str, runs: Sequence[str]) -> dict[str, Any]:
+    """A line a run; what is under the pointer is told of the nearest round."""
+    shown = base.encode(
         y=_quantity(column, column),
-        color=_colour("run", runs, SERIES),
+        color=_colour("run", runs, SERIES, "stroke"),
     )
-    tooltip = ["run:N", "round:Q", f"{column}:Q", *(f"{time}:Q" for time in times)]
-    points = base.mark_point(opacity=0, size=80, filled=True).encode(tooltip=tooltip)
-    return _spec(base.mark_line() + points)
+    points = shown.mark_point(opacity=0, size=80, filled=True)
+    told = points.encode(tooltip=["run:N", "round:Q", alt.Tooltip(f"{column}:Q", format=".4")])
+    return _spec(shown.mark_line() + _alone(shown, "run") + told)
+
+
+def _alone(lines: alt.Chart, name: str, color: str = STRONG) -> alt.Chart:
+    """A dot for what has one number, and so is no line."""
+    counted = lines.transform_joinaggregate(numbers="count()", groupby=[name])
+    alone = counted.transform_filter("datum.numbers === 1")
+    dots: alt.Chart = alone.mark_point(filled=True, opacity=1, size=60, color=color)
+    return dots
 
 
 def by_site(metric: str, sites: Sequence[str], table: str = "metrics") -> dict[str, Any]:
@@ -102,11 +132,14 @@ def by_site(metric: str, sites: Sequence[str], table: str = "metrics") -> dict[s
     )
     shown = base.transform_filter(f"isValid(datum.{metric})")
     if len(sites) <= len(SERIES):
-        return _spec(shown.mark_line().encode(color=_colour("site", sites, SERIES)))
+        coloured = shown.encode(color=_colour("site", sites, SERIES, "stroke"))
+        return _spec(coloured.mark_line() + _alone(coloured, "site"))
     chosen = alt.param("chosen", value=sites[0], bind=_choice("site ", sites))
     all_lines = shown.mark_line(color=FAINT, strokeWidth=1)
-    one = shown.transform_filter("datum.site === chosen").mark_line(color=STRONG, strokeWidth=3)
-    return _spec((all_lines + one).add_params(chosen))
+    one = shown.transform_filter("datum.site === chosen")
+    faint = all_lines + _alone(shown, "site", FAINT)
+    strong = one.mark_line(color=STRONG, strokeWidth=3) + _alone(one, "site")
+    return _spec((faint + strong).add_params(chosen))
 
 
 def of_aggregator(name: str) -> dict[str, Any]:
@@ -126,7 +159,7 @@ def of_aggregator(name: str) -> dict[str, Any]:
     its_own = base.transform_filter(alt.FieldEqualPredicate(field="name", equal=name))
     shown = its_own.transform_filter("isValid(datum.number)")
     points = shown.mark_point(opacity=0, size=80, filled=True)
-    return _spec(shown.mark_line(color=STRONG) + points)
+    return _spec(shown.mark_line(color=STRONG) + _alone(shown, "name") + points)
 
 
 def gantt(first: int, last: int, sites: Sequence[str]) -> dict[str, Any]:
@@ -183,7 +216,7 @@ def missing(first: int, last: int, sites: Sequence[str]) -> dict[str, Any]:
     """
     kinds = ["failed", "late", "lost"]
     rounds = _quantity("round", "round")
-    rounds["scale"] = {"domain": [first, last], "nice": True, "padding": 8}
+    rounds["scale"] = {"domain": [first, last], "nice": False, "padding": 8}
     colours = ["var(--bad)", SERIES[2], SERIES[3]]
     chart = (
         alt.Chart(_table("missing", ["round"]))
@@ -191,7 +224,7 @@ def missing(first: int, last: int, sites: Sequence[str]) -> dict[str, Any]:
         .encode(
             x=rounds,
             y=_row(sites),
-            color=_colour("kind", kinds, colours),
+            color=alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=colours)),
             shape=alt.Shape("kind:N", scale=alt.Scale(domain=kinds)),
             tooltip=["round:Q", "site:N", "kind:N", "reason:N"],
         )
@@ -199,24 +232,28 @@ def missing(first: int, last: int, sites: Sequence[str]) -> dict[str, Any]:
     return _spec(chart, height={"step": ROW})
 
 
-def bytes_by_site(sites: Sequence[str]) -> dict[str, Any]:
+def bytes_by_site(sites: Sequence[str], largest: float) -> dict[str, Any]:
     """What was sent to sites and came back.
 
     Args:
         sites: The sites' names.
+        largest: Bytes of the site that had most: they decide the axis' unit.
 
     Returns:
         The chart, of the table `bytes`.
     """
     directions = ["models down", "updates up"]
+    sizes = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
+    unit = next((unit for unit, size in sizes.items() if largest >= 2 * size), "kB")
     chart = (
-        alt.Chart(_table("bytes", ["megabytes"]))
+        alt.Chart(_table("bytes", ["bytes"]))
+        .transform_calculate(amount=f"datum.bytes / {sizes[unit]}")
         .mark_bar()
         .encode(
-            x=alt.X("megabytes:Q", title="MB"),
+            x=alt.X("amount:Q", title=unit),
             y=_row(sites),
             color=_colour("direction", directions, SERIES),
-            tooltip=["site:N", "direction:N", "megabytes:Q"],
+            tooltip=["site:N", "way:N", "direction:N", alt.Tooltip("amount:Q", title=unit)],
         )
     )
     return _spec(chart, height={"step": ROW})
@@ -230,8 +267,9 @@ def _table(name: str, numbers: Sequence[str]) -> alt.NamedData:
 
 
 def _quantity(column: str, title: str) -> Any:
-    axis = {"tickMinStep": 1, "format": "d"} if column == "round" else {}
-    scale = {"zero": False}
+    rounds = column == "round"
+    axis = {"tickMinStep": 1, "labelExpr": "datum.value % 1 ? '' : datum.label"} if rounds else {}
+    scale = {"zero": False, "nice": not rounds}  # there is no round 0
     return {"field": column, "type": "quantitative", "title": title, "scale": scale, "axis": axis}
 
 
@@ -240,10 +278,16 @@ def _row(sites: Sequence[str]) -> alt.Y:
     return alt.Y("site:N", title=None, scale=alt.Scale(domain=list(sites)))
 
 
-def _colour(column: str, names: Sequence[str], colours: Sequence[str]) -> alt.Color:
+def _colour(
+    column: str, names: Sequence[str], colours: Sequence[str], symbol: str = "square"
+) -> alt.Color:
     """A colour a name; beyond the colours that can be told apart they begin again."""
     repeated = [colours[index % len(colours)] for index in range(len(names))]
-    return alt.Color(f"{column}:N", scale=alt.Scale(domain=list(names), range=repeated))
+    return alt.Color(
+        f"{column}:N",
+        scale=alt.Scale(domain=list(names), range=repeated),
+        legend=alt.Legend(symbolType=symbol),
+    )
 
 
 def _choice(name: str, options: Sequence[str]) -> alt.BindRadioSelect:

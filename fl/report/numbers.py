@@ -31,8 +31,10 @@ SITE_METRICS = (
     "train_loss",
     "val_loss",
     "val_accuracy",
+    "val_metric",
     "pre_val_loss",
     "pre_val_accuracy",
+    "pre_val_metric",
     "epsilon",
     "local_epsilon",
 )
@@ -121,6 +123,12 @@ class Run:
         return "running" if self.history.is_open else "ended before its last round"
 
     @property
+    def ways(self) -> dict[str, list[SiteTotals]]:
+        """Its sites by the way that models take to them, of those that were sent one."""
+        used = dict.fromkeys(site.way for site in self.sites if site.bytes_down)
+        return {way: [site for site in self.sites if site.way == way] for way in used}
+
+    @property
     def seconds(self) -> float:
         """That its rounds took; what lay between two processes of it is not counted."""
         return sum(ended.seconds.get("total", 0.0) for ended in self.ended)
@@ -176,15 +184,15 @@ def read_run(folder: Path) -> Run:
 
 
 def rounds_table(runs: Iterable[Run]) -> str:
-    """Every round of every run as CSV: run, round, loss, accuracy, minutes since the beginning."""
+    """Every round of every run as CSV: run, round, loss, accuracy, seconds of rounds until then."""
     rows: list[list[Any]] = []
     for run in runs:
-        minutes = accumulate(ended.seconds.get("total", 0.0) / 60 for ended in run.ended)
+        times = accumulate(ended.seconds.get("total", 0.0) for ended in run.ended)
         rows += [
             [run.name, ended.round, _short(ended.loss), _short(ended.accuracy), _short(passed)]
-            for ended, passed in zip(run.ended, minutes, strict=True)
+            for ended, passed in zip(run.ended, times, strict=True)
         ]
-    return _csv(["run", "round", "loss", "accuracy", "minutes"], rows)
+    return _csv(["run", "round", "loss", "accuracy", "seconds"], rows)
 
 
 def evaluations_table(runs: Iterable[Run]) -> str:
@@ -252,13 +260,13 @@ def missing_table(run: Run) -> str:
 
 
 def bytes_table(run: Run) -> str:
-    """Bytes by site as CSV: site, direction, megabytes."""
+    """Bytes by site as CSV: site, way, direction, bytes."""
     rows = [
-        [site.client_id, direction, _short(size / 1e6)]
+        [site.client_id, site.way, direction, size]
         for site in run.sites
         for direction, size in (("models down", site.bytes_down), ("updates up", site.bytes_up))
     ]
-    return _csv(["site", "direction", "megabytes"], rows)
+    return _csv(["site", "way", "direction", "bytes"], rows)
 
 
 def site_spans(update: UpdateReceived) -> list[float]:

@@ -12,7 +12,7 @@ function legend(chart, width) {
     return 7 * Math.max(0, ...names.map((name) => String(name).length)); // pixels, about
   };
   const room = width - Math.max(50, Math.min(180, widest("y")));
-  const columns = Math.max(1, Math.min(4, Math.floor(room / (24 + widest("color")))));
+  const columns = Math.max(1, Math.min(8, Math.floor(room / (24 + widest("color")))));
   return { ...chart.config.legend, columns, labelLimit: room - 24 };
 }
 

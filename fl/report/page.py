@@ -156,11 +156,11 @@ def _charts(runs: Sequence[Run]) -> dict[str, Any]:
     """Every chart by the name that the page calls it by."""
     names = [run.name for run in runs]
     found = {
-        "accuracy by round": charts.by_round("accuracy", "round", names),
-        "loss by round": charts.by_round("loss", "round", names),
-        "accuracy by time": charts.by_round("accuracy", "minutes", names),
-        "accuracy at sites": charts.by_round("accuracy", "round", names, "evaluations"),
-        "loss at sites": charts.by_round("loss", "round", names, "evaluations"),
+        "accuracy by round": charts.by_round("accuracy", names),
+        "loss by round": charts.by_round("loss", names),
+        "accuracy by time": charts.by_time("accuracy", names, max(run.seconds for run in runs)),
+        "accuracy at sites": charts.by_round("accuracy", names, "evaluations"),
+        "loss at sites": charts.by_round("loss", names, "evaluations"),
     }
     for index, run in enumerate(runs):
         found |= {f"run {index} {name}": chart for name, chart in _charts_of(run)}
@@ -171,6 +171,7 @@ def _charts_of(run: Run) -> list[tuple[str, dict[str, Any]]]:
     if not run.ended:
         return []
     sites = [site.client_id for site in run.sites]
+    largest = max(site.bytes_down + site.bytes_up for site in run.sites)
     # Of a run that goes on, something may be missing in a round that has not ended.
     first, last = run.ended[0].round, run.ended[-1].round
     latest = max([last, *(missing.round for missing in run.missing)])
@@ -178,7 +179,7 @@ def _charts_of(run: Run) -> list[tuple[str, dict[str, Any]]]:
         *((f"global {name}", charts.by_site(name, sites, "at_sites")) for name in GLOBAL),
         *((metric, charts.by_site(metric, sites)) for metric in run.measured),
         *((f"aggregator {name}", charts.of_aggregator(name)) for name in run.changing),
-        ("bytes", charts.bytes_by_site(sites)),
+        ("bytes", charts.bytes_by_site(sites, largest)),
         ("gantt", charts.gantt(first, last, sites)),
         ("missing", charts.missing(first, latest, sites)),
     ]
@@ -255,10 +256,21 @@ def _metric_name(metric: str) -> str:
     return words.replace("train_", "training_").replace("_", " ").capitalize()
 
 
+def _ways(run: Run) -> str:
+    """How its models travelled, and how many bytes each way had."""
+    told = []
+    for way, sites in run.ways.items():
+        down, up = sum(s.bytes_down for s in sites), sum(s.bytes_up for s in sites)
+        names = "" if len(run.ways) == 1 else f" ({', '.join(site.client_id for site in sites)})"
+        told.append(f"{way[0].upper()}{way[1:]}{names}: {_bytes(down)} down, {_bytes(up)} up.")
+    return " ".join(told)
+
+
 FILTERS: dict[str, Callable[..., str]] = {
     "number": _number,
     "bytes": _bytes,
     "duration": _duration,
     "moment": _moment,
     "metric_name": _metric_name,
+    "ways": _ways,
 }

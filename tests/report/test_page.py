@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from concurrent.futures import Future
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -20,8 +21,11 @@ from click.testing import CliRunner
 
 from fl.cli import main
 from fl.history import EndedRound
+from fl.report import charts
 from fl.report.numbers import read_run
 from fl.report.page import render
+from fl.server.sites import Task
+from fl.transport import Ref
 from tests.recorded import Run
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
@@ -141,6 +145,59 @@ def test_plots_draw_what_the_run_was(made):
     bars = re.findall(r'<path [^>]*fill="var\(--', drawn["run 0 gantt"].split("mark-symbol")[0])
     assert len(bars) == 5 + 4
     assert ">lost<" in drawn["run 0 gantt"]
+
+
+def dots_of(chart):
+    return re.findall(r'<path [^>]*A[^>]* opacity="1"', svg(chart))
+
+
+def test_one_round_is_a_dot_at_its_own_number(made):
+    drawn = charts_of(page_of(made(rounds=1)))
+    for name, lines, number in (
+        ("accuracy by round", 1, "0.4"),
+        ("run 0 val_accuracy", 2, "0.5"),
+    ):
+        assert len(dots_of(drawn[name])) == lines
+        assert f">{number}<" in svg(drawn[name])
+    assert dots_of(charts_of(page_of(made(rounds=2)))["accuracy by round"]) == []
+
+
+def test_rounds_are_counted_in_whole_numbers(made):
+    texts = re.findall(r">([^<>]+)</text>", svg(charts_of(page_of(made()))["accuracy by round"]))
+    assert texts[:3] == ["1", "2", "round"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "unit"), [(5, "seconds"), (119, "seconds"), (120, "minutes"), (7200, "hours")]
+)
+def test_time_is_in_a_unit_that_fits(seconds, unit):
+    (x,) = {
+        layer["encoding"]["x"]["title"]
+        for layer in charts.by_time("accuracy", ["a"], seconds)["layer"]
+    }
+    assert x == f"{unit} of rounds"
+
+
+@pytest.mark.parametrize(("size", "unit"), [(10, "kB"), (2e6, "MB"), (2e9, "GB")])
+def test_bytes_are_in_a_unit_that_fits(size, unit):
+    assert charts.bytes_by_site(["a"], size)["encoding"]["x"]["title"] == unit
+
+
+def test_bytes_by_way(made):
+    run = made(rounds=1)
+    assert "Inside the request: 2 kB down, 2 kB up." in page_of(run)
+    task = Task("a", 1, 2, "a.2", 0.0, Future())
+    run.record.sent(task, None, Ref("proxystore", {"key": "k"}, 5000, "0" * 64))
+    text = page_of(run)
+    assert "By ProxyStore (a): 6 kB down, 1 kB up." in text
+    assert "Inside the request (b): 1 kB down, 1 kB up." in text
+
+
+def test_an_experiments_own_metric_is_drawn(made):
+    run = made(rounds=1)
+    run.begin(2)
+    run.end(2, [run.answer(2, "a", val_metric=93.0)])
+    assert "run 0 val_metric" in charts_of(page_of(run))
 
 
 def test_of_many_sites_one_is_picked_out(made):
