@@ -34,9 +34,10 @@ ARGUMENTS = {
     "formats": (),
     "hub": (),
     "secure_sums": (),
+    "deploy_time": ("1", "10"),
 }
 """Scripts that take minutes, in the order of their sections."""
-DAEMONS = ("daemon_rounds", "round_overhead", "hub")
+DAEMONS = ("daemon_rounds", "round_overhead", "hub", "deploy_time")
 HEAD = """# Measured
 
 Written by `make bench`: each script's claim, and what it printed. Ratios are against a peer or a
