@@ -36,9 +36,10 @@ ARGUMENTS = {
     "formats": (),
     "hub": (),
     "secure_sums": (),
+    "deploy_time": ("1", "10"),
 }
 """Scripts that take minutes, in the order of their sections."""
-DAEMONS = ("daemon_rounds", "round_overhead", "hub")
+DAEMONS = ("daemon_rounds", "round_overhead", "hub", "deploy_time")
 MOST_SECONDS = 3600
 """What a script may take; the peers of `big_rounds` and `daemon_rounds` take longest."""
 CLEAN_UP_SECONDS = 300

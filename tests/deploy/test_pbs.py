@@ -55,7 +55,6 @@ def polaris(federation) -> Iterator[Federation]:
         "fl_environment_prefix": str(BIN.parent),
         "fl_train_configs": {"device": "cpu"},
         "fl_path": [str(commands)],
-        "fl_compute_available_accelerators": [],
     }
     made = replace(federation, inventory=inventory, variables=variables)
     try:
