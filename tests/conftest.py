@@ -138,7 +138,7 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)  # -m chooses by these marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs the deployed federation; it comes last, and holds Globus's port to the end."""
+    """Mark what needs the deployed federation. It comes last: it holds Globus's port to the end."""
     for item in items:
         if _needs_the_federation(item):
             item.add_marker("federation")
