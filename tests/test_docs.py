@@ -31,10 +31,11 @@ def test_a_new_command_would_be_seen(tmp_path, monkeypatch):
 
 def test_every_variable_that_a_page_or_an_inventory_names_is_one():
     specs = yaml.safe_load((TOP / "playbooks/roles/fl/meta/argument_specs.yml").read_text())
-    # The secret is no argument, so that no refusal shows it; two are the sandbox's own.
+    # The secret is no argument, so that no refusal shows it; three are the sandbox's own.
     known = {*specs["argument_specs"]["main"]["options"]} | {
         "fl_client_secret",
         "fl_sandbox_dir",
+        "fl_sandbox_own_client",
         "fl_sandbox_service",
     }
     pages = [*documented.PAGES, *(TOP / "inventory").rglob("*.ini")]
