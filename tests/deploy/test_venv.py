@@ -1,0 +1,108 @@
+"""A venv with packages that the site's own Python has; and one that is somebody's."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TOP, sandbox_environment
+
+SITES_TORCH = "2.99.0"
+
+
+@pytest.fixture
+def module(tmp_path) -> Path:
+    """The Python of a module: this interpreter and library, and a torch of the site's."""
+    library = Path(sysconfig.get_path("stdlib"))
+    python, there = tmp_path / "module/bin/python3", tmp_path / "module/lib" / library.name
+    python.parent.mkdir(parents=True)
+    shutil.copy(Path(sys.executable).resolve(), python)
+    there.mkdir(parents=True)
+    for entry in library.iterdir():
+        if entry.name not in ("site-packages", "dist-packages"):
+            (there / entry.name).symlink_to(entry)
+    info = there / f"site-packages/torch-{SITES_TORCH}.dist-info"
+    info.mkdir(parents=True)
+    metadata = f"Metadata-Version: 2.1\nName: torch\nVersion: {SITES_TORCH}\n"
+    (info / "METADATA").write_text(metadata)
+    # Everything else is as where the tests run: nothing is to be fetched.
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if not entry.name.startswith(("torch", "fl_hpc", "__editable__")):
+            (info.parent / entry.name).symlink_to(entry)
+    return python
+
+
+@pytest.fixture
+def play(tmp_path, module):
+    """Run the environment play for one site."""
+    inventory = tmp_path / "sites.ini"
+    inventory.write_text(
+        f"[server]\nhome ansible_connection=local fl_site_dir={tmp_path}/home\n"
+        f"[sites]\nhpc ansible_connection=local fl_site_dir={tmp_path}/site\n"
+    )
+    variables = {
+        "ansible_python_interpreter": "{{ ansible_playbook_python }}",
+        "fl_client_id": "d0f6b3a8-3d5b-4c53-9b0e-6a0f5b0f7a11",
+        "fl_federation_dir": f"{tmp_path}/federation",
+        "fl_environment_python": str(module),
+        "fl_wheelhouse": f"{tmp_path}/none",
+    }
+
+    def _play(*packages: str, **more: object) -> subprocess.CompletedProcess[str]:
+        extra = json.dumps(variables | {"fl_environment_site_packages": packages} | more)
+        command = ["ansible-playbook", "-i", str(inventory), "-e", extra, "--limit", "hpc"]
+        return subprocess.run(
+            [*command, "playbooks/environment.yml"],
+            cwd=TOP,
+            # Whatever pip is told on this machine is not told at a site.
+            env=sandbox_environment(tmp_path)
+            | {"PIP_CONFIG_FILE": "/dev/null", "PIP_FIND_LINKS": ""},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=200,
+        )
+
+    return _play
+
+
+def test_what_the_site_has_built_is_taken_as_it_is(tmp_path, play):
+    """Its torch is not of the version in constraints.txt, which holds for everything else."""
+    lacking = play("torch", "mpi4py")
+    assert lacking.returncode == 2
+    assert "mpi4py of fl_environment_site_packages cannot be taken from" in " ".join(
+        lacking.stdout.split()
+    )
+    first = play("torch")
+    assert first.returncode == 0, first.stdout + first.stderr
+    code = "import fl; from importlib.metadata import version; print(version('torch'), fl.__file__)"
+    said = subprocess.run(
+        [tmp_path / "site/env/bin/python", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert said.startswith(f"{SITES_TORCH} {tmp_path}/site/env/")
+    pins = (tmp_path / "site/constraints.txt").read_text()
+    assert "\nparsl==" in pins
+    assert "\ntorch==" not in pins
+    assert re.findall(r"changed=(\d+)", play("torch").stdout) == ["0"]
+
+
+def test_somebody_elses_environment_is_left_alone(tmp_path, play):
+    theirs = tmp_path / "theirs/bin/python"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("#!/bin/sh\n")
+    theirs.chmod(0o755)
+    done = play(fl_environment_prefix=str(tmp_path / "theirs"))
+    assert done.returncode == 2
+    assert "theirs is there, and no deployment of this site made it" in " ".join(
+        done.stdout.split()
+    )
+    assert list((tmp_path / "theirs").rglob("*")) == [theirs.parent, theirs]
