@@ -128,6 +128,9 @@ class TrainConfigs(Section):
     nproc_per_node: Annotated[int, Field(ge=1, le=64)] = 1
     """Processes of a worker's node that train together (PyTorch's DDP), as torchrun names them:
     each has a device of its own, of `device`'s kind, and a part of every minibatch."""
+    nnodes: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Nodes of a worker's job that train together, each by `nproc_per_node` processes; for sites
+    whose blocks are one worker's (docs/deploy.md)."""
     amp: Literal["bfloat16", "float16"] | None = None
     """Mixed precision: train in this type where that is safe; float16 on cuda alone."""
 
@@ -145,8 +148,10 @@ class TrainConfigs(Section):
             self._require_gradients_of_samples()
         if self.local_dp is not None and self.trainer == "ScaffoldTrainer":
             raise ValueError("local_dp takes no ScaffoldTrainer, whose controls would leave too")
-        if self.nproc_per_node > 1 and (self.trainer == "ScaffoldTrainer" or self.dp_sgd):
-            raise ValueError("nproc_per_node above 1 takes neither ScaffoldTrainer nor dp_sgd")
+        alone = self.nproc_per_node == self.nnodes == 1
+        if not alone and (self.trainer == "ScaffoldTrainer" or self.dp_sgd):
+            name = "nproc_per_node" if self.nnodes == 1 else "nnodes"
+            raise ValueError(f"{name} above 1 takes neither ScaffoldTrainer nor dp_sgd")
         return self
 
     def _require_gradients_of_samples(self) -> None:

@@ -20,7 +20,7 @@ from rich.filesize import decimal
 from torch import nn
 from torch.utils.data import Subset
 
-from fl.client import control, data, devices, frozen, masking, site_state, trainer
+from fl.client import control, data, devices, frozen, masking, nodes, site_state, trainer
 from fl.client.policy import Policy, site_policy, told
 from fl.client.request import CheckRequest, RehearseRequest, RequestError
 from fl.client.warm import seed_all
@@ -221,9 +221,12 @@ def _disk(model_bytes: int) -> tuple[None, str]:
 
 def _device(configs: TrainConfigs) -> tuple[torch.device, str]:
     device, size = devices.choose(configs.device), configs.nproc_per_node
-    if size > 1:
+    if configs.nnodes > 1:
+        nodes.require(configs.nnodes)
+    if size > 1 or configs.nnodes > 1:
         devices.of_rank(configs.device, size - 1)
-        return device, f"{device}, for {size} processes"
+        each = f" on each of {configs.nnodes} nodes" if configs.nnodes > 1 else ""
+        return device, f"{device}, for {size} process{'es' if size > 1 else ''}{each}"
     if device.type != "cuda":
         return device, str(device)
     properties = torch.cuda.get_device_properties(device)

@@ -1,72 +1,93 @@
-"""A client's training in several processes of its node, each with a device of its own.
+"""A client's training in several processes of a node, each with a device of its own.
 
 The task's own process fetches, sends and answers to the policy; the ranks train, and are gone when
-the task is. They speak to each other through this node's loopback and a file alone.
+the process that started them is. With one node they speak to each other through its loopback and a
+file alone; with several (`fl.client.nodes`) through the interface that the site names.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing import get_context, parent_process
+from multiprocessing import parent_process
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from signal import Signals
 from threading import Thread
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import nn
-from torch.multiprocessing.spawn import (
-    ProcessContext,
-    ProcessException,
-    ProcessExitedException,
-    start_processes,
-)
 
 from fl.client import data, devices, site_code, trainer
 from fl.client.corrections import Correction, Proximal
+from fl.client.devices import DeviceError
 from fl.client.ranks import Ranks
+from fl.client.rendezvous import Order, Rendezvous
 from fl.client.request import TrainRequest
 from fl.client.trainer import Training, TrainingError
-from fl.errors import FederationError
+from fl.errors import FederationError, in_one_line
 from fl.tensors import Tensors
 
 LOOK_SECONDS = 0.2
-"""How often the task looks after its ranks."""
+"""How often the ranks of a node are looked after."""
 SILENCE = timedelta(minutes=10)
 """How long a rank waits for the others before it gives up: a step may take as long."""
 BACKENDS = {"cuda": "nccl", "xpu": "xccl"}
 """How ranks speak about tensors of a kind of device; about others by gloo."""
+FAILED = 1
+"""Exit code of a rank that has said why."""
+
+
+class EndedError(TrainingError):
+    """A process of the training ended without a word: it was killed."""
+
+
+class LostError(TrainingError):
+    """A rank lost the others: what ended them is the fault, and this its consequence."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a node's ranks stand among all.
+
+    Attributes:
+        node: The node's number, from 0.
+        interface: The network interface by which its ranks reach all others.
+    """
+
+    node: int = 0
+    interface: str = "lo"
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What every rank does.
+    """What every rank of a node does.
 
     Attributes:
-        wanted: The request.
-        received: What travels of the model, in memory that all ranks share; the trained model in
-            the end.
+        order: What is to be done.
+        weights: What travels of the model, in memory that the node's ranks share; the trained
+            model in the end, at the first node.
         steps: Steps that are done, one number, shared too.
-        seed: The round's.
-        until: As for `trainer.train`.
-        sources: What the site has let in of the server's source.
-        meeting: A file that does not exist yet, by which ranks find each other.
+        meeting: Where ranks find each other.
+        place: The node's.
         answers: For what training did, or the error that ended a rank.
     """
 
-    wanted: TrainRequest
-    received: Tensors
+    order: Order
+    weights: Tensors
     steps: torch.Tensor
-    seed: int
-    until: float | None
-    sources: dict[str, bytes]
-    meeting: Path
+    meeting: Rendezvous
+    place: Place
     answers: SimpleQueue[Training | FederationError]
 
 
@@ -97,32 +118,75 @@ def train(
         TrainingError: A rank was killed, or as `trainer.train` says.
         FederationError: What a rank raised.
     """
-    size = wanted.train_configs.nproc_per_node
-    devices.of_rank(wanted.train_configs.device, size - 1)
-    whole = model.state_dict()
-    received = {name: _shared(whole[name].detach().cpu().clone()) for name in travelling}
+    order, weights = prepared(wanted, model, travelling=travelling, seed=seed, until=until)
     with tempfile.TemporaryDirectory(prefix="fl-ranks-") as folder:
-        plan = _Plan(
-            wanted,
-            received,
-            steps=_shared(torch.zeros(1, dtype=torch.int64)),
-            seed=seed,
-            until=until,
-            sources=site_code.let_in(),
-            meeting=Path(folder, "meeting"),
-            answers=get_context("spawn").SimpleQueue(),
-        )
-        # DDP warns of every model that uses all its parameters, which most do.
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        ranks: ProcessContext = start_processes(_rank, (plan,), nprocs=size, join=False)  # type: ignore[no-untyped-call]  # torch's
-        try:
-            _await(ranks, plan, on_step)
-        finally:
-            _end(ranks)
-        training = plan.answers.get()
-    assert isinstance(training, Training)  # noqa: S101  (a rank that failed has raised above)
-    model.load_state_dict(received, strict=False)
+        training, trained = train_node(order, weights, Rendezvous(Path(folder)), on_step=on_step)
+    assert training is not None  # noqa: S101  (this is the first node)
+    model.load_state_dict(trained, strict=False)
     return training
+
+
+def prepared(
+    wanted: TrainRequest, model: nn.Module, *, travelling: list[str], seed: int, until: float | None
+) -> tuple[Order, Tensors]:
+    """What ranks are told, and the weights that they begin with; see `train`."""
+    # What a task is sent by, and gets, is no rank's business.
+    own: dict[str, Any] = {"model": None, "upload": None, "sealing": None, "sources": {}}
+    order = Order(
+        wanted=wanted.model_copy(update=own),
+        seed=seed,
+        until=until,
+        sources={path: source.decode() for path, source in site_code.let_in().items()},
+    )
+    whole = model.state_dict()
+    return order, {name: whole[name].detach().cpu().clone() for name in travelling}
+
+
+def train_node(
+    order: Order,
+    weights: Tensors,
+    meeting: Rendezvous,
+    *,
+    place: Place = Place(),
+    on_step: Callable[[int], None] = lambda _steps: None,
+) -> tuple[Training | None, Tensors]:
+    """Train by the ranks of this node, together with those of all others.
+
+    Args:
+        order: What is to be done.
+        weights: What travels of the model, to begin with.
+        meeting: Where all ranks meet.
+        place: Where this node's stand among them.
+        on_step: Told how many steps are done, now and then.
+
+    Returns:
+        What training did, and the trained weights, at the first node; at others None, and what
+        they began with.
+
+    Raises:
+        DeviceError: There is not a device, or a core, for every rank.
+        EndedError: A rank was killed.
+        LostError: The ranks of another node were lost.
+        FederationError: What the first rank has said that failed.
+    """
+    size = order.wanted.train_configs.nproc_per_node
+    devices.of_rank(order.wanted.train_configs.device, size - 1)
+    shared = {name: _shared(tensor) for name, tensor in weights.items()}
+    steps = _shared(torch.zeros(1, dtype=torch.int64))
+    spawn = mp.get_context("spawn")
+    plan = _Plan(order, shared, steps, meeting, place, answers=spawn.SimpleQueue())
+    # DDP warns of every model that uses all its parameters, which most do.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    ranks = [spawn.Process(target=_rank, args=(local, plan)) for local in range(size)]
+    try:
+        for process in ranks:
+            process.start()
+        _await(ranks, plan, on_step)
+    finally:
+        _end(ranks)
+    training = plan.answers.get() if place.node == 0 else None
+    assert not isinstance(training, FederationError)  # noqa: S101  (that has raised above)
+    return training, shared
 
 
 def _shared(tensor: torch.Tensor) -> torch.Tensor:
@@ -131,103 +195,155 @@ def _shared(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _await(ranks: ProcessContext, plan: _Plan, on_step: Callable[[int], None]) -> None:
+def _await(ranks: list[SpawnProcess], plan: _Plan, on_step: Callable[[int], None]) -> None:
     """Wait until all ranks have done; the first that fails ends all."""
-    try:
-        while not ranks.join(timeout=LOOK_SECONDS):
-            on_step(int(plan.steps.item()))
-    except ProcessExitedException as error:
-        if not plan.answers.empty() and isinstance(told := plan.answers.get(), FederationError):
-            raise told from None
-        raise TrainingError(
-            f"rank {error.error_index} of {plan.wanted.train_configs.nproc_per_node} ended: "
-            f"{error.signal_name or f'exit code {error.exit_code}'}"
-        ) from error
-    except ProcessException as error:
-        raise TrainingError(f"rank {error.error_index} failed: {error}") from error
-    on_step(int(plan.steps.item()))
+    while alive := [process.sentinel for process in ranks if process.exitcode is None]:
+        wait(alive, timeout=LOOK_SECONDS)
+        on_step(int(plan.steps.item()))
+        codes = {local: process.exitcode for local, process in enumerate(ranks)}
+        # One that was killed ended before those that fail for want of it.
+        for local, code in codes.items():
+            if code not in (None, 0, FAILED):
+                raise EndedError(f"{_named(local, plan)} ended: {_ending(code)}")
+        if FAILED in codes.values():
+            raise _told(plan)
 
 
-def _end(ranks: ProcessContext) -> None:
-    """Whatever has happened, no rank outlives its task."""
-    for process in ranks.processes:
-        if process.is_alive():
+def _ending(code: int) -> str:
+    return Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def _told(plan: _Plan) -> FederationError:
+    """Why the first rank failed that did."""
+    told = None if plan.answers.empty() else plan.answers.get()
+    return told if isinstance(told, FederationError) else TrainingError("a rank gave no reason")
+
+
+def _end(ranks: list[SpawnProcess]) -> None:
+    """Whatever has happened, no rank outlives who started it."""
+    for process in ranks:
+        if process.pid is not None:
             process.kill()
-        process.join()
+            process.join()
 
 
-def _rank(rank: int, plan: _Plan) -> None:
+def _rank(local: int, plan: _Plan) -> None:
     """What a rank is: a process of its own."""
     Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
+    sources = {path: source.encode() for path, source in plan.order.sources.items()}
     try:
-        with site_code.shipped(plan.sources):
-            training, trained = _train(rank, plan)
-    except FederationError as error:
-        error.add_note(traceback.format_exc())  # it travels with the error
-        plan.answers.put(error)
-        os._exit(1)
-    if rank == 0:
-        for name, tensor in plan.received.items():
+        with site_code.shipped(sources):
+            training, trained = _train(local, plan)
+    except Exception as error:
+        plan.answers.put(_failure(error, local, plan))
+        os._exit(FAILED)
+    if _number(local, plan) == 0:
+        for name, tensor in plan.weights.items():
             tensor.copy_(trained[name])
         plan.answers.put(training)
     # Where the interpreter ends in order, threads of torch's own abort it now and then.
     os._exit(0)
 
 
-def _end_with(task: Any) -> None:
-    """End once the task's process has: it may have been killed, and signals may be ignored here."""
-    task.join()
-    os._exit(1)
+def _end_with(starter: Any) -> None:
+    """End once who started this has: it may have been killed, and signals may be ignored here."""
+    starter.join()
+    os._exit(FAILED)
 
 
-def _train(rank: int, plan: _Plan) -> tuple[Training, dict[str, Any]]:
+def _number(local: int, plan: _Plan) -> int:
+    """A rank's number among all."""
+    return plan.place.node * plan.order.wanted.train_configs.nproc_per_node + local
+
+
+def _size(plan: _Plan) -> int:
+    """How many ranks there are."""
+    configs = plan.order.wanted.train_configs
+    return configs.nnodes * configs.nproc_per_node
+
+
+def _named(local: int, plan: _Plan) -> str:
+    """A rank, for people."""
+    where = "" if plan.order.wanted.train_configs.nnodes == 1 else f" on {socket.gethostname()}"
+    return f"rank {_number(local, plan)} of {_size(plan)}{where}"
+
+
+def _failure(error: Exception, local: int, plan: _Plan) -> FederationError:
+    """What ended a rank, for who started it; that it lost the others says nothing of why."""
+    told = error if isinstance(error, FederationError) else TrainingError(in_one_line(error))
+    if _is_of_others(error):
+        told = LostError(f"the other ranks are lost: {in_one_line(error)}")
+    if plan.order.wanted.train_configs.nnodes > 1:
+        told.args = (f"{told} ({_named(local, plan)})",)
+    told.add_note(traceback.format_exc())  # it travels with the error
+    return told
+
+
+def _is_of_others(error: BaseException) -> bool:
+    """Whether an error says that a connection to another rank broke: gloo has no type for it."""
+    cause = error.__cause__
+    of_torch = isinstance(error, dist.DistError) or "gloo" in str(error)
+    return of_torch or (cause is not None and _is_of_others(cause))
+
+
+def _train(local: int, plan: _Plan) -> tuple[Training, dict[str, Any]]:
     """Train with the others."""
-    wanted, size = plan.wanted, plan.wanted.train_configs.nproc_per_node
-    device = devices.of_rank(wanted.train_configs.device, rank)
+    wanted = plan.order.wanted
+    device = devices.of_rank(wanted.train_configs.device, local)
     configs = wanted.train_configs.model_copy(update={"device": str(device)})
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // size))
+    threads = len(os.sched_getaffinity(0)) // configs.nproc_per_node
+    torch.set_num_threads(max(1, threads))
     model = trainer.warm_model(wanted.model_configs, wanted.base)
-    model.load_state_dict(plan.received, strict=False)
+    model.load_state_dict(plan.weights, strict=False)
     dataset, _ = data.datasets(wanted.data_configs)
-    _meet(rank, size, device, plan.meeting)
+    ranks = Ranks(_number(local, plan), _size(plan), device)
+    _meet(ranks, device, plan)
     try:
+        ranks.require_same_set(data.count(dataset))
         training = trainer.train(
             model,
             dataset,
             configs,
-            seed=plan.seed,
+            seed=plan.order.seed,
             steps=wanted.steps,
             learning_rate_scale=wanted.learning_rate_scale,
-            until=plan.until,
+            until=plan.order.until,
             correction=(
                 Correction()
                 if configs.mu is None
-                else Proximal({n: t.clone() for n, t in plan.received.items()}, configs.mu, device)
+                else Proximal({n: t.clone() for n, t in plan.weights.items()}, configs.mu, device)
             ),
-            on_step=lambda steps: _count(plan, rank, steps),
-            ranks=Ranks(rank, size, device),
+            on_step=lambda steps: _count(plan, local, steps),
+            ranks=ranks,
         )
     finally:
         dist.destroy_process_group()
     return training, model.state_dict()
 
 
-def _count(plan: _Plan, rank: int, steps: int) -> None:
-    """Tell the task how far its ranks are."""
-    if rank == 0:
+def _count(plan: _Plan, local: int, steps: int) -> None:
+    """Tell who started this how far its ranks are."""
+    if local == 0:
         plan.steps.fill_(steps)
 
 
-def _meet(rank: int, size: int, device: torch.device, meeting: Path) -> None:
-    """Join the others of this node; a node's own name need not lead anywhere."""
+def _meet(ranks: Ranks, device: torch.device, plan: _Plan) -> None:
+    """Join the others; a node's own name need not lead anywhere."""
+    interface = plan.place.interface
+    here = [name for _, name in socket.if_nameindex()]
+    if interface not in here:
+        raise DeviceError(
+            f"network interface {interface!r} is not on {socket.gethostname()}, which has "
+            f"{', '.join(here)}"
+        )
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        os.environ[name] = "lo"
+        os.environ[name] = interface
     if device.type != "cpu":
         torch.accelerator.set_device_index(device.index)
     dist.init_process_group(
         BACKENDS.get(device.type, "gloo"),
-        init_method=meeting.as_uri(),
-        rank=rank,
-        world_size=size,
+        init_method=plan.meeting.store,
+        rank=ranks.rank,
+        world_size=ranks.size,
         timeout=SILENCE,
     )

@@ -16,6 +16,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 
+from fl.errors import FederationError
+
+
+class RanksError(FederationError):
+    """Ranks that are to train one model together differ in what they have."""
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -60,6 +66,24 @@ class Ranks:
         dist.all_reduce(sums)
         total, count = sums.tolist()
         return loss * (self.size * samples / count), total / count
+
+    def require_same_set(self, samples: int) -> None:
+        """See that all ranks have loaded a set of the same size; which it is, is not told.
+
+        Args:
+            samples: How many this rank has.
+
+        Raises:
+            RanksError: Another has more, or fewer.
+        """
+        least, most = (torch.tensor(samples, device=self.device) for _ in range(2))
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        if least != most:
+            raise RanksError(
+                "the loader gave some ranks more samples than others: do all nodes see the same "
+                "files?"
+            )
 
     def agreed(self, number: int) -> int:
         """The first rank's number, at all ranks: clocks differ, and all must do the same steps."""

@@ -30,6 +30,7 @@ from fl.client import (
     jobs,
     local_dp,
     masking,
+    nodes,
     trainer,
     unclaimed,
 )
@@ -157,9 +158,11 @@ def _trained(
     seed: int,
     until: float | None,
 ) -> trainer.Training:
-    """Train the model in place: in this process, or by several of its node."""
-    if wanted.train_configs.nproc_per_node > 1:
-        return distributed.train(
+    """Train the model in place: in this process, by several of its node, or over several nodes."""
+    configs = wanted.train_configs
+    if configs.nnodes > 1 or configs.nproc_per_node > 1:
+        together = nodes.train if configs.nnodes > 1 else distributed.train
+        return together(
             wanted,
             model,
             travelling=list(received),
@@ -170,7 +173,7 @@ def _trained(
     return trainer.train(
         model,
         data.datasets(wanted.data_configs)[0],  # as it was loaded before
-        wanted.train_configs,
+        configs,
         seed=seed,
         steps=wanted.steps,
         learning_rate_scale=wanted.learning_rate_scale,

@@ -84,12 +84,18 @@ def test_several_bad_values_are_named_at_once(play):
         fl_proxystore_relay="wss://me:hunter2@relay",
         fl_proxystore_relay_auth="password",
         fl_relay_certificate="cert.pem",
+        fl_compute_multi_node=True,
+        fl_compute_multi_node_launcher="srun",
+        fl_compute_max_workers_per_node=4,
     )
     assert "fl_compute_heartbeat_period must be 5 at least" in done.stdout
     assert "fl_proxystore_name may hold letters" in done.stdout
     assert "hold no password, not wss://[redacted]@relay" in done.stdout
     assert "the inventory has no group [relay]" in done.stdout
     assert "fl_relay_certificate and fl_relay_certificate_key need each other" in done.stdout
+    assert "fl_compute_multi_node_launcher, a command with {nodes} in it" in done.stdout
+    assert "needs fl_compute_multi_node_interface" in done.stdout
+    assert "set fl_compute_max_workers_per_node to 1" in done.stdout
     assert "hunter2" not in done.stdout
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,13 @@ import pytest
 import yaml
 from globus_compute_endpoint.endpoint.config.utils import load_config_yaml
 
+from fl.client import nodes
 from tests.conftest import BIN, TOP, sandbox_environment
 
 FUNCTION = "6f0b7f0e-5a55-4d0c-8c1e-0d4b6a0f2b11"
 MACHINES = ["polaris", "sophia", "aurora", "delta", "perlmutter", "workstation"]
 SCHEDULED = [name for name in MACHINES if name != "workstation"]
+MULTI_NODE = ["polaris-nodes", "aurora-nodes", "delta-nodes"]
 EXPECTED = Path(__file__).parent / "expected"
 
 
@@ -39,6 +42,8 @@ def sites(tmp_path_factory):
             "ansible-playbook",
             "-i",
             "inventory/sites.ini",
+            "-i",
+            "tests/deploy/multi_node.ini",
             "-e",
             json.dumps(variables),
             "tests/deploy/render.yml",
@@ -69,7 +74,7 @@ def rendered_text(site: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("machine", SCHEDULED)
+@pytest.mark.parametrize("machine", SCHEDULED + MULTI_NODE)
 def test_the_job_that_parsl_submits(sites, machine, tmp_path, monkeypatch):
     """Line by line, with what a run changes named: JOB, SCRIPTS, SITE and ENV."""
     taken = tmp_path / "taken"
@@ -93,6 +98,31 @@ def test_the_job_that_parsl_submits(sites, machine, tmp_path, monkeypatch):
     }.items():
         written = written.replace(changing, name)
     assert written.splitlines() == (EXPECTED / f"{machine}.sh").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [
+        (
+            "polaris-nodes",
+            "mpiexec --cpu-bind none --depth=64 --ppn 1 -n 2 --hostfile FOLDER/hosts",
+        ),
+        ("aurora-nodes", "mpiexec --cpu-bind none --ppn 1 -n 2 --hostfile FOLDER/hosts"),
+        ("delta-nodes", "srun --overlap --nodes=2 --ntasks=2 --ntasks-per-node=1 -c 128"),
+    ],
+)
+def test_what_starts_a_process_on_each_node(machine, expected, tmp_path, monkeypatch):
+    """By what the job's script exports, in a job that names its nodes as PBS does."""
+    script = (EXPECTED / f"{machine}.sh").read_text()
+    exported = re.search(r"^export (FL_NODE_LAUNCHER=.*)$", script, re.MULTILINE)[1]
+    settings = dict(word.split("=", 1) for word in shlex.split(exported))
+    monkeypatch.setenv("FL_NODE_LAUNCHER", settings["FL_NODE_LAUNCHER"])
+    nodefile = tmp_path / "nodefile"
+    nodefile.write_text("x3006c0s13b0n0\nx3006c0s13b1n0\n")
+    monkeypatch.setenv("PBS_NODEFILE", str(nodefile))
+    words = " ".join(nodes.command(2, tmp_path))
+    agent = f" {sys.executable} -m fl.client.agent FOLDER"
+    assert words.replace(str(tmp_path), "FOLDER") == expected + agent
 
 
 def test_polaris(sites):

@@ -1,0 +1,263 @@
+"""A client over several nodes, each a process here: it trains what one would, and ends whole."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from fl.client import agent, nodes
+from fl.client.rendezvous import Rendezvous
+from tests.client.test_ranks import ONE, TRAP, WORKER, eventually
+
+TWO = {**ONE, "nnodes": 2}
+HOST = socket.gethostname()
+LAUNCH = f"{sys.executable} {Path(__file__).with_name('launcher.py')} {{nodes}}"
+SLOW = """
+import time
+from pathlib import Path
+class Slow(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 2)
+    def forward(self, inputs):
+        Path(__file__).with_name(f"at-work-{torch.distributed.get_rank()}").touch()
+        time.sleep(60)
+"""
+
+
+@pytest.fixture
+def block(site, monkeypatch):
+    """A job of two nodes, as a site with fl_compute_multi_node has it."""
+    monkeypatch.setenv(nodes.LAUNCHER, LAUNCH)
+    monkeypatch.setenv(agent.INTERFACE, "lo")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    return site
+
+
+def processes(pid):
+    """Launcher, agents and ranks below a process."""
+    found = psutil.Process(pid).children(recursive=True)
+    return [one for one in found if is_ours(one)]
+
+
+def left(block):
+    """What still runs of a site's, whoever has adopted it."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("FL_SITE_STATE") == str(block.state):
+                found.append(process)
+    return found
+
+
+def is_ours(process):
+    try:
+        words = " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+    return any(name in words for name in ("fl.client.agent", "spawn_main", "launcher.py"))
+
+
+@pytest.mark.parametrize(
+    ("samples", "configs"),
+    [
+        (33, {"nproc_per_node": min(2, len(os.sched_getaffinity(0)))}),
+        (29, {"trainer": "FedProxTrainer", "mu": 5.0}),
+    ],
+)
+def test_two_nodes_train_what_one_does(block, samples, configs):
+    """Four ranks and two, of a last minibatch that has not a sample for each."""
+    settings = {
+        "model": ("Linear", {}),
+        "weights": block.build("Linear"),
+        "data": ("load", {"n": samples}),
+    }
+    one = {name: value for name, value in configs.items() if name != "nproc_per_node"}
+    alone = block.result(train_configs=ONE | one, **settings)
+    shared = block.result(train_configs=TWO | configs, **settings)
+    found = block.tensors_of(shared)
+    for name, tensor in block.tensors_of(alone).items():
+        torch.testing.assert_close(found[name], tensor)
+    assert (shared["steps"], shared["num_samples"]) == (alone["steps"], alone["num_samples"])
+    assert shared["metrics"]["train_loss"] == pytest.approx(alone["metrics"]["train_loss"])
+    assert list((block.state / "ranks").iterdir()) == []
+    eventually(lambda: left(block) == [], seconds=20)
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("kill", f"rank 1 of 2 on {HOST} ended: SIGKILL"),
+        ("raise", "the model or its loss raised ValueError: no such layer (model.py, line"),
+    ],
+)
+def test_a_rank_that_fails_ends_the_task_and_all_others(block, how, expected):
+    with (block.code / "model.py").open("a") as model:
+        model.write(TRAP)
+    answer = block.answer(
+        model=("Trap", {"how": how}), weights=block.build("Trap", how=how), train_configs=TWO
+    )
+    assert expected in answer["error"]["message"]
+    assert f"rank 1 of 2 on {HOST}" in answer["error"]["message"]
+    assert "Traceback" in answer["error"]["traceback"]
+    eventually(lambda: left(block) == [], seconds=20)
+
+
+def test_an_agent_that_is_killed_is_named_by_its_node(block):
+    """It cannot say so itself: its ranks go with it, and the other node's lose them."""
+    with (block.code / "model.py").open("a") as model:
+        model.write(
+            "import os, signal\n"
+            "class Orphan(nn.Linear):\n"
+            "    def __init__(self):\n        super().__init__(4, 2)\n"
+            "    def forward(self, inputs):\n"
+            "        if torch.distributed.get_rank() == 1:\n"
+            "            os.kill(os.getppid(), signal.SIGKILL)\n"
+            "        return super().forward(inputs)\n"
+        )
+    answer = block.answer(model=("Orphan", {}), weights=block.build("Orphan"), train_configs=TWO)
+    assert f"node {HOST} ended without a word" in answer["error"]["message"]
+    assert "launcher: process" in answer["error"]["message"], "and in the launcher's words"
+    eventually(lambda: left(block) == [], seconds=20)
+
+
+@pytest.mark.parametrize("victim", ["worker", "launcher"])
+def test_nothing_outlives_who_started_it(block, tmp_path, victim):
+    """A task that is killed, told by the launcher; a launcher that is, by the task."""
+    with (block.code / "model.py").open("a") as model:
+        model.write(SLOW)
+    request = tmp_path / "request.json"
+    wanted = block.request(
+        model=("Slow", {}), weights=block.build("Slow"), train_configs={"nnodes": 2}
+    )
+    request.write_text(json.dumps(wanted))
+    with subprocess.Popen([sys.executable, "-c", WORKER, request]) as worker:
+        try:
+            eventually(lambda: len(list(block.code.glob("at-work-*"))) == 2, seconds=200)
+            mine = processes(worker.pid)
+            if victim == "launcher":
+                next(one for one in mine if "launcher.py" in " ".join(one.cmdline())).kill()
+        finally:
+            if victim == "worker":
+                worker.kill()
+    assert len(mine) == 5, "the launcher, two agents, a rank of each"
+    _, alive = psutil.wait_procs(mine, timeout=20)
+    for one in alive:
+        one.kill()
+    assert alive == []
+
+
+def test_agents_end_once_nothing_is_heard_of_the_task(block, tmp_path, monkeypatch):
+    """Even where the launcher cannot end them, and the task cannot say that it is gone."""
+    folder = tmp_path / "meeting"
+    folder.mkdir(mode=0o700)
+    meeting = Rendezvous(folder)
+    meeting.beat(0)
+    ended = []
+    monkeypatch.setattr(agent, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(agent, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(agent.os, "_exit", ended.append)
+    with agent.Life(meeting, 0):
+        eventually(lambda: meeting.nodes(1), seconds=5)
+        for beat in range(1, 40):
+            meeting.beat(beat)
+            time.sleep(0.01)
+        assert ended == []
+        eventually(lambda: ended, seconds=5)
+
+
+def test_a_node_that_is_not_heard_of_is_named(block, monkeypatch):
+    """Frozen, or with its network lost: no connection breaks by it."""
+    monkeypatch.setattr(nodes, "SILENCE_SECONDS", 3.0)
+    with (block.code / "model.py").open("a") as model:
+        model.write(SLOW.replace("time.sleep(60)", "os.kill(os.getppid(), 19); time.sleep(60)"))
+        model.write("import os\n")
+    answer = block.answer(model=("Slow", {}), weights=block.build("Slow"), train_configs=TWO)
+    assert f"nothing was heard of node {HOST} for 3 s" in answer["error"]["message"]
+    eventually(lambda: left(block) == [], seconds=20)
+
+
+def test_a_set_that_is_not_the_same_everywhere_is_refused(block):
+    with (block.code / "data.py").open("a") as loader:
+        loader.write("import os\ndef differing():\n    return load(32 + os.getpid() % 1000)\n")
+    error = block.answer(
+        model=("Linear", {}),
+        weights=block.build("Linear"),
+        data=("differing", {}),
+        train_configs=TWO,
+    )["error"]
+    assert "the loader gave some ranks more samples than others" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({nodes.LAUNCHER: ""}, "nnodes asks for 3 nodes, and tasks of this site train on one"),
+        ({}, "nnodes asks for 3 nodes, and this worker's job has 2"),
+        ({nodes.LAUNCHER: "srunn {nodes}"}, "the launcher 'srunn' of FL_NODE_LAUNCHER is not on"),
+    ],
+)
+def test_fewer_nodes_than_asked_for_before_anything_is_trained(
+    block, monkeypatch, environment, expected
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if "srunn" in expected:
+        monkeypatch.setenv("SLURM_JOB_NUM_NODES", "3")
+    error = block.answer(train_configs={"nnodes": 3})["error"]
+    assert error["type"] == "NodesError"
+    assert expected in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "expected"),
+    [
+        ("sh -c 'echo no such partition >&2; exit 3'", "0 of 2 nodes began: no such partition"),
+        ("sh -c 'exec sleep 60'", "of 2 nodes none had begun after 1 s"),
+    ],
+)
+def test_nodes_that_do_not_start_in_the_launchers_words(block, monkeypatch, launcher, expected):
+    monkeypatch.setenv(nodes.LAUNCHER, launcher)
+    monkeypatch.setattr(nodes, "START_SECONDS", 1.0)
+    assert expected in block.answer(train_configs=TWO)["error"]["message"]
+    eventually(lambda: left(block) == [], seconds=20)
+
+
+def test_nodes_of_a_pbs_job_are_counted_once_and_named_in_a_file(block, monkeypatch, tmp_path):
+    monkeypatch.delenv("SLURM_JOB_NUM_NODES")
+    nodefile = tmp_path / "nodefile"
+    nodefile.write_text("x1.hsn\nx1.hsn\nx2.hsn\nx3.hsn\n")
+    monkeypatch.setenv("PBS_NODEFILE", str(nodefile))
+    monkeypatch.setenv(nodes.LAUNCHER, "mpiexec --ppn 1 -n {nodes} --hostfile {hostfile}")
+    words = nodes.command(2, tmp_path)
+    assert words[:7] == f"mpiexec --ppn 1 -n 2 --hostfile {tmp_path}/hosts".split()
+    assert (tmp_path / "hosts").read_text() == "x1.hsn\nx2.hsn\n"
+    monkeypatch.setenv(nodes.LAUNCHER, "true {nodes}")
+    with pytest.raises(nodes.NodesError, match="this worker's job has 3"):
+        nodes.require(4)
+
+
+def test_where_nodes_meet_is_the_users_alone_and_holds_no_pickle(block, monkeypatch):
+    """Nor the way that the task's models go by."""
+    seen = {}
+
+    def look(launcher, meeting, *_):
+        seen["mode"] = meeting.folder.stat().st_mode & 0o777
+        seen["order"] = json.loads((meeting.folder / "order").read_text())
+        seen["weights"] = meeting.weights()
+        raise nodes.NodesError("seen")
+
+    monkeypatch.setattr(nodes, "_await", look)
+    monkeypatch.setenv("FL_BLOCK_END", "4000000000")
+    block.answer(model=("Linear", {}), weights=block.build("Linear"), train_configs=TWO)
+    assert seen["mode"] == 0o700
+    assert seen["order"]["until"] == 4_000_000_000 - 30, "every rank ends before the block"
+    assert seen["order"]["wanted"]["model"] is seen["order"]["wanted"]["upload"] is None
+    assert seen["weights"].keys() == {"weight", "bias"}
