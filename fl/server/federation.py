@@ -501,8 +501,10 @@ class Server:
         )
 
     def _restore(self, snapshot: Snapshot) -> None:
-        self._aggregator.restore(snapshot.aggregator)
-        self._scheduler.restore(snapshot.scheduler)
+        if snapshot.aggregator:  # a run that begins has none
+            self._aggregator.restore(snapshot.aggregator)
+        if snapshot.scheduler:
+            self._scheduler.restore(snapshot.scheduler)
         for name, memory in snapshot.sites.items():
             self._memory[name], site = memory, self._sites[name]
             site.turn, site.version, site.answered = memory.turn, memory.version, memory.answered

@@ -211,4 +211,4 @@ class Scheduler(Protocol):
         """What it has learnt, as JSON types, for the checkpoint."""
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Go on from what `state` gave; a run that begins does not ask for it."""

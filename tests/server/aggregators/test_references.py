@@ -91,6 +91,12 @@ def fedqueue_exponential(x, deltas, known, memory):
     return x + average(deltas, np.exp([-0.5 * one.staleness for one in known]))
 
 
+def pace(x, deltas, known, memory):
+    """docs/queues.md: learning_rate sqrt(share) along the mean by samples."""
+    shares = np.array([SHARES[one.client_id] for one in known])
+    return x + 0.9 * np.sqrt(shares.sum()) * average(deltas, shares)
+
+
 def fedasync(x, models, known, memory):
     """Xie et al. 2019: one after the other, hinged."""
     for update, one in zip(models, known, strict=True):
@@ -179,6 +185,7 @@ CASES = [
         {"client_weights_mode": "equal", "staleness_fn": "exponential"},
         fedqueue_exponential,
     ),
+    ("PaceAggregator", {"server_learning_rate": 0.9}, pace),
     ("MedianAggregator", {}, median),
     ("TrimmedMeanAggregator", {"fraction": 0.2}, trimmed_mean),
     ("MultiKrumAggregator", {"num_byzantine": 1}, multi_krum),
