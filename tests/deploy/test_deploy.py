@@ -1,5 +1,7 @@
 """deploy.yml, health.yml and teardown.yml over the sandbox, with the real daemons."""
 
+import json
+import os
 import re
 import socket
 from datetime import datetime
@@ -56,6 +58,23 @@ def test_check_works_on_a_site_that_is_not_deployed_and_shows_no_secret(federati
     )
     assert secret(federation) not in done.stdout + done.stderr
     assert not (federation.dir / "never").exists()
+
+
+def test_every_operation_can_be_checked_and_a_check_changes_nothing(federation):
+    def there() -> dict[Path, tuple[int, int]]:
+        kinds = ("bin/*", "daemons/*", "secrets/*", "site_code/*/*", "*.*")
+        sites = (federation.dir / name for name in ("home", "site-a", "site-b"))
+        files = [file for site in sites for kind in kinds for file in site.glob(kind)]
+        files += federation.federation_dir.glob("*")
+        return {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in files}
+
+    before = there()
+    plays = ("restart", "upgrade", "rotate-credentials", "collect-logs", "teardown", "health")
+    done = federation.play(*(f"playbooks/{name}.yml" for name in plays), "--check", "--diff")
+    assert secret(federation) not in done.stdout + done.stderr
+    assert there() == before
+    for record in (file for file in before if file.suffix == ".running"):
+        assert psutil.pid_exists(json.loads(record.read_text())["pid"])
 
 
 @pytest.mark.parametrize("of", ["home", OWN])
@@ -145,8 +164,10 @@ def test_faults_that_a_deployment_names_and_a_teardown_that_keeps_the_logs(feder
     assert down.returncode == 2
     assert f"the relay {nobody} cannot be reached from site-a" in " ".join(down.stdout.split())
 
-    spare("credentials", "proxystore", "compute")
     folder = federation.dir / "spare" / "site-a"
+    # Of a process that is there and none of its own: this one.
+    (folder / "proxystore/site-a/daemon.pid").write_text(f"{os.getpid()}\n")
+    spare("credentials", "proxystore", "compute")
     assert len(leftovers.processes(folder)) >= 2
     spare("teardown", fl_keep_data=["logs", "federation"])
     assert leftovers.processes(folder) == []

@@ -75,6 +75,8 @@ def test_a_task_runs_in_a_job_of_polaris(polaris):
     (job,) = jobs(polaris).values()
     assert job["queue"] == "debug"
     assert job["job_state"] == "R"
+    again = polaris.play("playbooks/compute.yml")
+    assert set(re.findall(r"changed=(\d+)", again.stdout)) == {"0"}
 
 
 @pytest.mark.daemons
