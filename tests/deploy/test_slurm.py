@@ -14,6 +14,17 @@ from tests.deploy.supercomputer import Supercomputer
 pytestmark = pytest.mark.daemons
 THROUGH_THE_PROXY = f"curl --silent --max-time 10 --proxy http://{PROXY}:{PROXY_PORT}"
 DAEMON_SECONDS = 60.0
+NOTED = """
+import socket
+import torch
+from pathlib import Path
+class DigitsCNN(DigitsCNN):
+    def forward(self, images):
+        if torch.distributed.is_initialized():
+            name = f"rank-{torch.distributed.get_rank()}"
+            Path(__file__).with_name(name).write_text(socket.gethostname())
+        return super().forward(images)
+"""
 DIRECTLY = "curl --silent --max-time 3 --noproxy *"
 
 
@@ -223,6 +234,25 @@ def test_a_full_machine_in_the_schedulers_words(deployed):
         login.call("scancel", "--user", "root")
     assert done.returncode == 2
     assert re.search(r"in partition cpu: PENDING \((Resources|Priority)\)", worker(done.stdout))
+
+
+def test_a_client_trains_over_both_compute_nodes(deployed):
+    """One rank each, started by srun inside the job; each notes where it has trained."""
+    code = deployed.cluster.home / "fl/site_code/digits"
+    with (code / "model.py").open("a") as model:
+        model.write(NOTED)
+    together = {"fl_compute_multi_node": True, "fl_compute_nodes_per_block": 2}
+    assert deployed.play("playbooks/compute.yml", **together).returncode == 0
+    three = deployed.train("--set", "client_configs.train_configs.nnodes=3")
+    assert "nnodes asks for 3 nodes, and this worker's job has 2" in three.stderr
+    done = deployed.train(
+        "--set=client_configs.train_configs.nnodes=2", "--set=server_configs.num_global_epochs=2"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert float(re.search(r"test accuracy: ([\d.]+)", done.stdout)[1]) > 0.5
+    noted = {file.name: file.read_text() for file in code.glob("rank-*")}
+    assert noted.keys() == {"rank-0", "rank-1"}
+    assert set(noted.values()) == set(NODES)
 
 
 def test_teardown_leaves_neither_job_nor_process_nor_file(deployed):
