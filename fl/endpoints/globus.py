@@ -183,7 +183,7 @@ def _app_of(files: Sequence[str]) -> globus_sdk.ClientApp:
             "fl",
             client_id=found["GLOBUS_COMPUTE_CLIENT_ID"],
             client_secret=found["GLOBUS_COMPUTE_CLIENT_SECRET"],
-            config=globus_sdk.GlobusAppConfig(token_storage="memory"),  # noqa: S106  (a kind)
+            config=globus_sdk.GlobusAppConfig(token_storage="memory"),  # noqa: S106  (a kind)  # nosec B106
         )
     except KeyError as error:
         raise FederationError(f"{files[-1]}: does not set {error.args[0]}") from error
