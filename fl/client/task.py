@@ -7,10 +7,11 @@ site, the fault and its place without unpickling an exception.
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -55,7 +56,12 @@ from fl.config import ProxystoreConfigs, TrainConfigs
 from fl.privacy import Spent
 from fl.sealing import open_model, seal_update, training_name
 from fl.tensors import Data, Tensors, decode, pieces, require_same_layout
-from fl.transport import Ref, Store, Transport, open_granted, open_transport
+from fl.transport import Ref, Store, Transport, UnreachableError, open_granted, open_transport
+
+PUT_SECONDS = 180.0
+"""How long a site's way may be down after a training: cron brings its daemon back within that."""
+PUT_PAUSE_SECONDS = 2.0
+"""Before a second try; twice as long each time."""
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
@@ -398,11 +404,25 @@ def _sealed(wanted: TrainRequest, coded: Sequence[Data]) -> Sequence[Data]:
 def _put(wanted: TrainRequest, update: Sequence[Data]) -> Ref:
     """Put the update; where the site itself holds it, see to it that it does not stay for ever."""
     transport = _transport(wanted.proxystore_configs, wanted.upload)
-    sent = transport.put(*update)
+    sent = _insist(lambda: transport.put(*update))
     if isinstance(transport, Store):
         unclaimed.evict_unclaimed(transport)
         unclaimed.note(sent)
     return sent
+
+
+def _insist(put: Callable[[], Ref]) -> Ref:
+    """Try again while the site's way is down: what was trained is worth more than a wait."""
+    give_up = min(time.time() + PUT_SECONDS, budget.block_end() or math.inf)
+    pause = PUT_PAUSE_SECONDS
+    while True:
+        try:
+            return put()
+        except UnreachableError:
+            if time.time() + pause > give_up:
+                raise
+        time.sleep(pause)
+        pause *= 2
 
 
 def _run_id(wanted: TrainRequest) -> str:

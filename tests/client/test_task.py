@@ -1,9 +1,14 @@
+import time
+
 import pytest
 import torch
 
 from fl.client import site_code, task, trainer
 from fl.compression import decompress
 from fl.config import CompressorConfigs, ModelConfigs, TrainConfigs
+from fl.tensors import decode
+from fl.transport import Ref, UnreachableError
+from fl.transport.inline import InlineTransport
 
 VALIDATING = {"do_validation": True, "do_pre_validation": True}
 
@@ -163,3 +168,46 @@ def test_evaluation_leaves_scaffolds_control_aside(site):
 def test_a_site_that_is_sent_ahead_answers_and_touches_nothing():
     ahead = {"operation": "enter", "client_id": "a", "job": "run.a.enter.1"}
     assert task.run(ahead) == {"result": {}}
+
+
+class DownFor(InlineTransport):
+    """The site's way, whose daemon is down for some tries."""
+
+    def __init__(self, tries):
+        super().__init__()
+        self.left = tries
+
+    def put(self, *pieces):
+        if self.left:
+            self.left -= 1
+            raise UnreachableError("connection refused")
+        return super().put(*pieces)
+
+
+@pytest.fixture
+def way(monkeypatch):
+    monkeypatch.setattr(task, "PUT_PAUSE_SECONDS", 0.001)
+
+    def down_for(tries):
+        way = DownFor(tries)
+        monkeypatch.setattr(task, "_transport", lambda *_: way)
+        return way
+
+    return down_for
+
+
+def test_a_trained_update_waits_for_the_sites_way(site, way):
+    down = way(3)
+    assert decode(down.get(Ref.from_json(site.result()["update"])))
+
+
+@pytest.mark.parametrize("limit", ["patience", "block"])
+def test_it_waits_no_longer_than_it_may(site, way, monkeypatch, limit):
+    if limit == "patience":
+        monkeypatch.setattr(task, "PUT_SECONDS", 0.02)
+    else:
+        # Of training the end of the block leaves nothing here; of waiting, a moment.
+        monkeypatch.setattr(task.budget, "block_end", lambda: time.time() + 0.02)
+        monkeypatch.setattr(task, "_until", lambda *_: None)
+    way(10**6)
+    assert site.answer()["error"]["message"] == "connection refused"
