@@ -91,7 +91,8 @@ def by_time(column: str, runs: Sequence[str], longest: float) -> dict[str, Any]:
     unit = next((unit for unit in ("hours", "minutes") if longest >= 2 * UNITS[unit]), "seconds")
     base = alt.Chart(_table("rounds", ["round", "loss", "accuracy", "seconds"]))
     timed = base.transform_calculate(time=f"datum.seconds / {UNITS[unit]}")
-    return _lines(timed.encode(x=alt.X("time:Q", title=f"{unit} of rounds")), column, runs)
+    time = alt.X("time:Q", title=f"{unit} of rounds", scale=alt.Scale(zero=True))
+    return _lines(timed.encode(x=time), column, runs)
 
 
 def _lines(base: alt.Chart, column: str, runs: Sequence[str]) -> dict[str, Any]:
