@@ -197,16 +197,18 @@ def _shared(tensor: torch.Tensor) -> torch.Tensor:
 
 def _await(ranks: list[SpawnProcess], plan: _Plan, on_step: Callable[[int], None]) -> None:
     """Wait until all ranks have done; the first that fails ends all."""
-    while alive := [process.sentinel for process in ranks if process.exitcode is None]:
-        wait(alive, timeout=LOOK_SECONDS)
-        on_step(int(plan.steps.item()))
+    while True:
         codes = {local: process.exitcode for local, process in enumerate(ranks)}
+        on_step(int(plan.steps.item()))
         # One that was killed ended before those that fail for want of it.
         for local, code in codes.items():
             if code not in (None, 0, FAILED):
                 raise EndedError(f"{_named(local, plan)} ended: {_ending(code)}")
         if FAILED in codes.values():
             raise _told(plan)
+        if not (alive := [ranks[local].sentinel for local in codes if codes[local] is None]):
+            return
+        wait(alive, timeout=LOOK_SECONDS)
 
 
 def _ending(code: int) -> str:
