@@ -51,7 +51,7 @@ def sites(tmp_path_factory):
         cwd=TOP,
         env=sandbox_environment(folder),
         check=True,
-        timeout=120,
+        timeout=240,  # nine sites, each of whose files the daemons' own loaders read
     )
     return folder
 
