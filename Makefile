@@ -8,27 +8,20 @@ WHEELHOUSE := .wheelhouse
 # the kernel grants one, and can run beside a sandbox.
 PRIVATE := $(BIN)/python tests/private_loopback.py
 
-.PHONY: demo test test-federation test-daemons lint docs bench clean
+.PHONY: demo test lint docs bench clean
 
 demo: .venv/ready $(WHEELHOUSE)/ready
 	$(PRIVATE) bash examples/demo.sh
 
-# Tests that start no daemon share the cores. Of the others two go on at a time, which is what two
-# cores bear: one of the deployed federation, and one that starts daemons of its own. Each of both
-# has a loopback of its own, for Globus's port serves one sandbox at a time.
+# Tests that start no daemon share the cores. The others run one by one: heartbeats want the cores
+# undisturbed, and Globus's port serves one sandbox at a time.
 test: .venv/ready $(WHEELHOUSE)/ready
 ifdef PYTEST
 	$(PRIVATE) $(BIN)/python -m pytest $(PYTEST)
 else
 	$(PRIVATE) $(BIN)/python -m pytest -m 'not daemons' -n auto --maxprocesses 4 --dist worksteal --durations 10
-	$(MAKE) --jobs 2 --output-sync=target test-federation test-daemons
+	$(PRIVATE) $(BIN)/python -m pytest -m daemons --durations 20
 endif
-
-test-federation: .venv/ready $(WHEELHOUSE)/ready
-	$(PRIVATE) $(BIN)/python -m pytest -m 'daemons and federation' --durations 20
-
-test-daemons: .venv/ready $(WHEELHOUSE)/ready
-	$(PRIVATE) $(BIN)/python -m pytest -m 'daemons and not federation' --durations 20
 
 lint: .venv/ready
 	$(BIN)/ruff check .

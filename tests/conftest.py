@@ -136,12 +136,8 @@ def pytest_configure() -> None:
     take_sigterm_as_ctrl_c()
 
 
-@pytest.hookimpl(tryfirst=True)  # -m chooses by these marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs the deployed federation. It comes last: it holds Globus's port to the end."""
-    for item in items:
-        if _needs_the_federation(item):
-            item.add_marker("federation")
+    """Tests of the deployed federation last: it holds Globus's one port to the session's end."""
     items.sort(key=_needs_the_federation)
 
 
