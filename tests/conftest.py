@@ -21,6 +21,8 @@ TOP = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 OWN = "site-b"
 """The site with a Globus client of its own; the others have the shared one."""
+CALL_SECONDS = 600
+"""For a command; a deployment to new sites takes a slow machine of two cores five minutes."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Federation:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=CALL_SECONDS,
             check=False,
         )
 
