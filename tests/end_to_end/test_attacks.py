@@ -28,7 +28,8 @@ from globus_compute_sdk import Client, Executor
 from globus_compute_sdk.serialize import ComputeSerializer, JSONData
 import fl.endpoints.serialization as ours
 
-kind, endpoint, function, marker, request = sys.argv[1:]
+kind, endpoint, function, marker = sys.argv[1:]
+request = sys.stdin.read()  # with a model in it, too long for a command line
 source = f"st\\nboom:open({marker!r}, 'w').close()\\ndef boom(*a): pass\\n"
 
 class Tagged(ComputeSerializer):
@@ -107,7 +108,8 @@ def attack(federation, kind, marker, request=None, *, at="site-a", credentials=N
     function = own["function_id"] if own else function_id(federation)
     return speak(
         federation,
-        *("-c", ATTACK, kind, client["endpoint_id"], function, str(marker), json.dumps(request)),
+        *("-c", ATTACK, kind, client["endpoint_id"], function, str(marker)),
+        told=json.dumps(request),
         credentials=credentials,
     )
 
@@ -117,10 +119,11 @@ def function_id(federation):
     return server["comm_configs"]["globus_compute_configs"]["function_id"]
 
 
-def speak(federation, *arguments, credentials=None):
+def speak(federation, *arguments, told="", credentials=None):
     """What a Python program prints that has a client's credentials, the shared one's at first."""
     done = subprocess.run(
         [sys.executable, *arguments],
+        input=told,
         capture_output=True,
         text=True,
         timeout=120,
