@@ -109,7 +109,6 @@ def files(server_yaml, folder, endpoint_id):
         "num_clients": 1,
         "num_global_epochs": 2,
         "round_deadline": SECONDS,
-        "logging_output_dirname": str(folder / "runs"),
         "comm_configs": {"globus_compute_configs": globus},
     }
     client = {
@@ -122,8 +121,12 @@ def files(server_yaml, folder, endpoint_id):
     return Files(folder / "server.yaml", folder / "clients.yaml")
 
 
-def outcome(described, *overrides):
-    """How a run of this federation ends: its error, or none."""
+def outcome(described, runs, *overrides):
+    """How a run of this federation ends: its error, or none.
+
+    It has a folder for runs of its own: two that begin within a second have one name there.
+    """
+    overrides = (f"server_configs.logging_output_dirname={runs}", *overrides)
     try:
         run(Files(described.server, described.clients, overrides), Console(file=io.StringIO()))
     except FederationError as error:
@@ -137,12 +140,12 @@ def main(server_yaml, folder):
     site = Site(client, liar)
     described = files(server_yaml, Path(folder), site.endpoint_id)
     found = {}
-    for lie in UPDATES | ANSWERS:
+    for number, lie in enumerate(UPDATES | ANSWERS):
         liar.tell(lie)
-        found[lie] = outcome(described)
+        found[lie] = outcome(described, Path(folder, f"runs-{number}"))
     liar.tell("a norm of a million times")
     found["a norm of a million times, unbounded"] = outcome(
-        described, "server_configs.norm_bound=null"
+        described, Path(folder, "runs-unbounded"), "server_configs.norm_bound=null"
     )
     print(json.dumps(found))  # noqa: T201  (a script)
     client.delete_endpoint(site.endpoint_id)
