@@ -45,6 +45,7 @@ def kill_at(environment: dict[str, str], command: list[str], number: int) -> Non
 
 
 @pytest.mark.daemons
+@pytest.mark.timeout(600)  # three broken runs and two whole ones
 def test_killed_at_drawn_tasks_and_run_again(federation, site):
     """Each kill falls later than the one before, so most of them fall on something new."""
     draw = random.Random(11)  # noqa: S311  (no secret)

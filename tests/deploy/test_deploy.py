@@ -141,6 +141,7 @@ def test_health_names_the_endpoint_that_is_down_and_deploying_mends_it(federatio
     federation.play("playbooks/health.yml")
 
 
+@pytest.mark.timeout(600)  # five plays and more, of minutes each on a slow machine
 def test_faults_that_a_deployment_names_and_a_teardown_that_keeps_the_logs(federation, spare):
     """One spare site through its life: three ways to fail, then it runs, then it is gone."""
     spare("environment", "credentials", fl_client_secret=WRONG)
