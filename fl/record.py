@@ -103,7 +103,7 @@ class Record:
 
     @classmethod
     def begin(cls, federation: Federation, site_code: str, frozen: Tensors) -> Self:
-        """Make the folder of a new run, `[NAME-]TIME-PID` below the folder for all.
+        """Make the folder of a new run, `[NAME-]TIME-PID[-NUMBER]` below the folder for all.
 
         Args:
             federation: The configuration.
@@ -124,7 +124,7 @@ class Record:
         versions = {package: version(package) for package in PACKAGES}
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            folder.mkdir(mode=0o700)  # models and metrics tell of the sites' data
+            folder = _made(folder)
             record = cls(folder)
             record._write("config.yaml", yaml.safe_dump(federation.model_dump(mode="json")))
             record._frozen = frozen
@@ -419,6 +419,19 @@ def _settled(sent: Sent, snapshot: Snapshot) -> bool:
     """Whether a snapshot holds a task's answer, or that of a later one."""
     memory = snapshot.sites.get(sent.client_id, SiteMemory())
     return sent.turn < memory.turn or (sent.turn == memory.turn and memory.answered)
+
+
+def _made(folder: Path) -> Path:
+    """A new folder of that name, numbered where this process began another run in this second."""
+    free, number = folder, 1
+    while True:
+        try:
+            free.mkdir(mode=0o700)  # models and metrics tell of the sites' data
+        except FileExistsError:
+            number += 1
+            free = folder.with_name(f"{folder.name}-{number}")
+        else:
+            return free
 
 
 def _unusable(path: Path, error: OSError) -> FederationError:

@@ -1,16 +1,20 @@
 import json
 import math
+import os
 from concurrent.futures import Future
+from datetime import datetime
+from types import SimpleNamespace
 
 import pytest
 
 from fl.errors import FederationError
-from fl.history import read_history
+from fl.history import find_run, read_history
 from fl.record import Record
 from fl.server.checkpoint import SiteMemory, Snapshot
 from fl.server.events import RoundEnded
 from fl.server.sites import Task
 from fl.transport import Ref
+from tests.recorded import federation
 
 
 @pytest.fixture
@@ -89,3 +93,13 @@ def test_a_diverged_models_loss_is_null_and_no_crash(record, tmp_path):
 def test_a_run_is_open_once(record, tmp_path):
     with pytest.raises(FederationError, match="this run is still going on"):
         Record(tmp_path)
+
+
+def test_runs_that_one_process_begins_in_one_second_have_folders_of_their_own(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("fl.record.datetime", SimpleNamespace(now=lambda _: datetime(2026, 1, 2)))
+    folders = [Record.begin(federation(["a"], tmp_path), "code", {}).folder for _ in range(3)]
+    first = f"20260102T000000Z-{os.getpid()}"
+    assert [folder.name for folder in folders] == [first, f"{first}-2", f"{first}-3"]
+    assert find_run(tmp_path) == folders[-1]
