@@ -507,7 +507,8 @@ class Sites:
             state, reason = State.SUSPENDED, site.suspended
         if state is not State.LOST:
             site.offline = False
-        site.reason = reason
+        if reason or not site.sits_out:  # or it says why it does
+            site.reason = reason
         if site.state is not state:
             site.state = state
             self._listen(SiteChanged(site.client.client_id, state.value, reason))

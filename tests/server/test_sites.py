@@ -354,6 +354,16 @@ def test_a_refused_submit_is_a_lost_task(world):
     world.endpoints.submit = submit
 
 
+def test_why_a_site_sits_out_is_known_when_what_was_sent_ahead_arrives(world):
+    world.sites.enter("a", "ahead")
+    world.sites.sit_out("a", "w holds NaN")
+    world.endpoints.sent[-1][2].set_result(answer())
+    world.pass_time(1)
+    assert (world.sites["a"].sits_out, world.sites["a"].reason) == (True, "w holds NaN")
+    world.sites.stepped(late=False)
+    assert world.sites["a"].idle
+
+
 def test_a_site_that_is_sent_ahead_is_idle_again_once_a_worker_is_there(world):
     world.sites.enter("a", "ahead")
     assert world.state("a") is State.QUEUED and not world.sites["a"].idle
