@@ -109,9 +109,8 @@ def _hub(message: str) -> str:
 
 
 def _at_a_site(item: Item, client: Client, federation: Federation) -> str:
-    name = client.client_id
-    only = f"-i INVENTORY --limit {name}"
-    key = f"clients.{name}"
+    """What to do about what a site is, or else about what it is to train."""
+    only = f"-i INVENTORY --limit {client.client_id}"
     match item.check:
         case "endpoint" if "client credentials" in item.message:
             play = f"ansible-playbook playbooks/rotate-credentials.yml {only}"
@@ -125,27 +124,39 @@ def _at_a_site(item: Item, client: Client, federation: Federation) -> str:
                 "is the job waiting in the queue, or refused? ansible-playbook "
                 f"playbooks/health.yml {only} asks its scheduler; else see the endpoint's log there"
             )
-        case "site code":
-            own = _code(client, client.data_configs.dataset_path)
-            return f"{own}, or point {key}.data_configs to another file"
-        case "policy" if "shipped_source" in item.message:
-            return (
-                "ask the site's owner to list that digest under shipped_source in site-policy.yaml "
-                "(docs/security.md), or to put the file into site_code"
-            )
-        case "policy" if "rounds" in item.message:
-            return (
-                "--set server_configs.num_global_epochs=NUMBER, or ask the site's owner, whose "
-                "site-policy.yaml says so (docs/security.md)"
-            )
         case "policy":
-            return "ask the site's owner, whose site-policy.yaml says so (docs/security.md)"
+            return _policy(item.message)
         case "versions":
             return f"ansible-playbook playbooks/upgrade.yml {only}"
         case "clock":
             return "chronyc tracking, on that machine, says why"
         case "disk" | "identity":
             return "make room there, or point FL_SITE_STATE in its environment to another folder"
+    return _training(item, client, federation)
+
+
+def _policy(message: str) -> str:
+    """What to do about a rule of the site's owner."""
+    if "shipped_source" in message:
+        return (
+            "ask the site's owner to list that digest under shipped_source in site-policy.yaml "
+            "(docs/security.md), or to put the file into site_code"
+        )
+    if "rounds" in message:
+        return (
+            "--set server_configs.num_global_epochs=NUMBER, or ask the site's owner, whose "
+            "site-policy.yaml says so (docs/security.md)"
+        )
+    return "ask the site's owner, whose site-policy.yaml says so (docs/security.md)"
+
+
+def _training(item: Item, client: Client, federation: Federation) -> str:
+    """What to do about a site's code, data, device or first step."""
+    key = f"clients.{client.client_id}"
+    loader = _code(client, client.data_configs.dataset_path)
+    match item.check:
+        case "site code":
+            return f"{loader}, or point {key}.data_configs to another file"
         case "device":
             return (
                 f"--set {key}.train_configs.device=auto, or a queue whose nodes have it "
@@ -154,10 +165,7 @@ def _at_a_site(item: Item, client: Client, federation: Federation) -> str:
         case "model":
             return _code(client, federation.client_configs.model_configs.model_path)
         case "data":
-            return (
-                f"{_code(client, client.data_configs.dataset_path)}, or what {key}.data_configs "
-                "says of it"
-            )
+            return f"{loader}, or what {key}.data_configs says of it"
         case "validation" if "returns no validation set" in item.message:
             return "return one as the loader's second value, or leave out do_validation"
         case "step" | "validation" if (
@@ -168,7 +176,7 @@ def _at_a_site(item: Item, client: Client, federation: Federation) -> str:
             return MEND_LOSS
         case "step" if item.message.startswith("loss became"):
             return (
-                f"{_code(client, client.data_configs.dataset_path)} where inputs are not finite; "
+                f"{loader} where inputs are not finite; "
                 "else --set client_configs.train_configs.optim_args.lr=NUMBER, a smaller one"
             )
     return (
