@@ -121,7 +121,7 @@ def measure(
             save=lambda _snapshot: None,
             sent=lambda _task, _model: None,
         )
-        Server(federation, parts, "run").fit(Snapshot(0, weights, {}, {}, {}))
+        Server(federation, parts, "run").fit(Snapshot(0, dict(weights), {}, {}, {}))
         clock.close()
     took = [event.seconds["total"] for event in ended]
     phases = {

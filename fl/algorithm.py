@@ -28,7 +28,8 @@ class Algorithm:
         file: Where it stands, for messages.
 
     Attributes:
-        frozen: The model's frozen parameters.
+        model: The model, as it was built until `begin` is called.
+        frozen: Its frozen parameters.
 
     Raises:
         ConfigError: The aggregator, the scheduler or a tracker is unknown, or does not take its
@@ -41,8 +42,17 @@ class Algorithm:
         require_training(federation, self.model, file)
         self.frozen = frozen.frozen(self.model)
         self.aggregator, self.scheduler = open_steps(federation, self.model, file)
-        self.evaluate = _evaluator(federation)
+        self.evaluate = _evaluator(federation, self.model)
         self.trackers = open_trackers(federation.server_configs.trackers, file=file)
+
+    def begin(self) -> Tensors:
+        """What travels of the model, as it was built.
+
+        It is given away: beside the one that is trained, a server has memory for no other.
+        """
+        weights = frozen.travelling(self.model)
+        _empty(self.model, weights)
+        return weights
 
 
 def open_steps(
@@ -176,16 +186,27 @@ def held_out(federation: Federation) -> tuple[Dataset[Any], TrainConfigs] | None
     )
 
 
-def _evaluator(federation: Federation) -> Evaluator | None:
-    """Evaluates global models at the server, where that is configured."""
+def _evaluator(federation: Federation, model: nn.Module) -> Evaluator | None:
+    """Evaluates global models at the server, where that is configured, by a model that it lends."""
     found = held_out(federation)
     if found is None:
         return None
     dataset, settings = found
-    model = trainer.build_model(federation.client_configs.model_configs)
+    buffers = {name for name, _ in model.named_buffers()}
 
     def evaluate(weights: Tensors) -> trainer.Evaluation:
-        model.load_state_dict(weights, strict=False)  # its frozen parameters are there
-        return trainer.evaluate(model, dataset, settings)
+        # A forward pass may count in a buffer, and the model that is trained is not to be changed.
+        lent = {name: t.clone() if name in buffers else t for name, t in weights.items()}
+        model.load_state_dict(lent, strict=False, assign=True)  # its frozen parameters are there
+        try:
+            return trainer.evaluate(model, dataset, settings)
+        finally:
+            _empty(model, weights)
 
     return evaluate
+
+
+def _empty(model: nn.Module, weights: Tensors) -> None:
+    """Have a model hold no memory for tensors of these names."""
+    nothing = {name: tensor.to("meta") for name, tensor in weights.items()}
+    model.load_state_dict(nothing, strict=False, assign=True)

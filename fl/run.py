@@ -83,7 +83,7 @@ def run(files: Files, console: Console) -> Outcome:
         _require_clients(federation, ways)
         site_code = os.environ["FL_SITE_CODE"]
         record = Record.begin(federation, site_code, algorithm.frozen)
-        start = Snapshot(0, frozen.travelling(algorithm.model), {}, {}, {})
+        start = Snapshot(0, algorithm.begin(), {}, {}, {})
         record.keep(start)
         return _fit(federation, algorithm, ways, record, start, console)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import uuid4
 
 from fl.client.trainer import Evaluation
@@ -128,7 +128,8 @@ class Server:
         """Train.
 
         Args:
-            start: What travels of the initial global model, or what an earlier run left.
+            start: What travels of the initial global model, or what an earlier run left. Its
+                tensors are taken out of it: who holds it to the end does not hold them.
             recovered: Tasks that an earlier process sent and whose answers may still come.
             left: Models that it put and could not evict: those tasks may need them to the end.
 
@@ -146,7 +147,10 @@ class Server:
         for task in recovered if self._masking is None else ():
             if self._scheduler.keeps_late or task.version == start.version:
                 self._sites.adopt(task)
-        snapshot, this = start, Round(start, self._clock)
+        snapshot = replace(start, weights=start.weights.copy(), aggregator={})
+        start.weights.clear()
+        start.aggregator.clear()
+        this = Round(snapshot, self._clock)
         try:
             while snapshot.version < self._rounds and not self._stopping:
                 self._gather(this)

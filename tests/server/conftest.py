@@ -196,7 +196,7 @@ def fit(federation, transport, weights, monkeypatch):
         )
         _fit.server = Server(configured, parts, "run")
         _fit.events, _fit.endpoints = events, endpoints
-        begin = start or Snapshot(0, weights, {}, {}, {})
+        begin = start or Snapshot(0, dict(weights), {}, {}, {})
         return _fit.server.fit(begin).weights, events
 
     _fit.prepared = _fit.shared = _fit.sealing = None

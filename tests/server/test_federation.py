@@ -2,6 +2,7 @@ import math
 import resource
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from fl.config import CompressorConfigs
 from fl.errors import FederationError
 from fl.server import sites
 from fl.server.aggregators.base import HoldError
+from fl.server.checkpoint import Snapshot
 from fl.server.clock import RealClock
 from fl.server.events import (
     ClientFailed,
@@ -448,6 +450,20 @@ def test_a_run_that_was_left_goes_on_to_the_same_bytes(fit, transport):
     resumed, events = fit(scripts, start=left, num_global_epochs=6, **settings)
     assert encode(resumed) == encode(whole)
     assert [ended.round for ended in of(RoundEnded, events)] == [5, 6]
+
+
+def test_the_model_that_a_run_began_with_is_held_by_nobody_once_there_is_another(fit):
+    start = Snapshot(0, {"w": torch.zeros(4)}, {"momentum": {"w": torch.ones(4)}}, {}, {})
+    held = [weakref.ref(start.weights["w"]), weakref.ref(start.aggregator["momentum"]["w"])]
+    alive = []
+
+    def look(event):
+        if isinstance(event, RoundStarted):
+            alive.append([ref() is not None for ref in held])
+
+    settings = {"aggregator": "FedAvgMAggregator", "num_global_epochs": 2}
+    fit({"a": train(1.0)}, start=start, on_event=look, **settings)
+    assert alive == [[True, True], [False, False]]
 
 
 def test_turns_go_on_where_a_run_was_left(fit):

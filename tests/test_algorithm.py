@@ -1,0 +1,61 @@
+"""The server's own model: lent for an evaluation, and no memory of its own besides."""
+
+import weakref
+
+import pytest
+import torch
+
+from fl.algorithm import Algorithm
+from fl.config_files import Files
+from tests import experiment
+
+COUNTING = """
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.base = nn.Linear(4, 4).requires_grad_(False)
+        self.net = Net()
+        self.register_buffer("calls", torch.tensor(0))
+    def forward(self, x):
+        self.calls += 1
+        return self.net(self.base(x))
+"""
+
+
+@pytest.fixture
+def algorithm(tmp_path, monkeypatch):
+    """Of a model with a frozen layer, and a buffer that its forward pass changes."""
+
+    def change(server, clients):
+        server["client_configs"]["model_configs"]["model_name"] = "Counting"
+
+    folder = experiment.write(tmp_path, change)
+    with (folder / "code.py").open("a") as code:
+        code.write(COUNTING)
+    monkeypatch.setenv("FL_SITE_CODE", str(folder))
+    files = Files(folder / "server.yaml", folder / "clients.yaml")
+    return Algorithm(files.load(), files.server)
+
+
+def test_what_travels_is_given_away(algorithm):
+    weights = algorithm.begin()
+    assert weights.keys() == {"net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias", "calls"}
+    assert {tensor.device.type for tensor in weights.values()} == {"cpu"}
+    held = [weakref.ref(tensor) for tensor in weights.values()]
+    weights.clear()
+    assert [ref() for ref in held] == [None] * 5
+    assert algorithm.frozen.keys() == {"base.weight", "base.bias"}
+
+
+def test_an_evaluation_is_of_the_weights_it_is_given_and_neither_changes_nor_keeps_them(algorithm):
+    weights = algorithm.begin()
+    before = {name: tensor.clone() for name, tensor in weights.items()}
+    first = algorithm.evaluate(weights)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights.items())
+    moved = {name: tensor + 1 for name, tensor in weights.items()}
+    assert algorithm.evaluate(moved).loss != first.loss
+    assert algorithm.evaluate(weights) == first
+    held = [weakref.ref(tensor) for tensor in (*weights.values(), *moved.values())]
+    weights.clear()
+    moved.clear()
+    assert [ref() for ref in held] == [None] * 10
