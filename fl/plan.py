@@ -115,9 +115,9 @@ def _ref(configs: ServerCommConfigs, encoded: bytes) -> Ref:
     elif not proxystore.enable_proxystore or proxystore.connector_configs is None:
         return InlineTransport().put(encoded)
     elif proxystore.connector_configs.store_dir is not None:
-        way, key = "file", {"name": NOBODY}
+        way, key = "file", {"object": NOBODY}
     else:
-        way, key = "proxystore", {"object_id": NOBODY, "endpoint_id": NOBODY}
+        way, key = "proxystore", {"object": NOBODY, "endpoint_id": NOBODY}
     return Ref(way, key, len(encoded), digest(encoded))
 
 

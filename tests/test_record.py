@@ -24,7 +24,7 @@ def record(tmp_path):
 
 def sent(record, client_id, turn, job, transport="proxystore"):
     task = Task(client_id, turn - 1, turn, job, 0.0, Future())
-    record.sent(task, "group", Ref(transport, {"object_id": f"model-{turn}"}, 10, "0" * 64))
+    record.sent(task, "group", Ref(transport, {"object": f"model-{turn}"}, 10, "0" * 64))
 
 
 def snapshot(**sites):
@@ -52,7 +52,7 @@ def test_models_that_may_be_left_are_named_once(record):
     sent(record, "a", 1, "a1")
     sent(record, "a", 2, "a2")
     sent(record, "b", 2, "b2")
-    assert [ref.key["object_id"] for ref in record.left()] == ["model-2"]
+    assert [ref.key["object"] for ref in record.left()] == ["model-2"]
 
 
 def test_a_model_that_travels_inside_its_task_is_not_kept_in_the_journal(record, tmp_path):

@@ -88,7 +88,7 @@ class Objects:
 
     def is_model(self, ref: Ref) -> bool:
         """Whether an object is a model of ours, whoever names it."""
-        return any(ref.key == model.key for model in self._models.values())
+        return any(ref.names(model) for model in self._models.values())
 
     def done_with(self, ref: Ref) -> None:
         """Have an update evicted after the next step."""

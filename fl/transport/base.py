@@ -45,7 +45,8 @@ class Ref:
 
     Attributes:
         transport: Name of the way they were put by.
-        key: What that way needs to find them again; strings only.
+        key: What that way needs to find them again; strings only. Where they lie somewhere,
+            `object` is their name there.
         size: Bytes.
         digest: `fl.tensors.digest` of them.
     """
@@ -59,6 +60,10 @@ class Ref:
     def way(self) -> str:
         """How the bytes travel, for people."""
         return WAYS.get(self.transport, self.transport)
+
+    def names(self, other: Ref) -> bool:
+        """Whether another reference is to the same object, whatever else its key says."""
+        return "object" in self.key and self.key["object"] == other.key.get("object")
 
     def to_json(self) -> dict[str, Any]:
         """The reference as JSON types."""

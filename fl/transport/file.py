@@ -49,7 +49,7 @@ class FileTransport:
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise _unreachable(partial, error) from error
-        return ref_to(self.name, {"file": name}, pieces)
+        return ref_to(self.name, {"object": name}, pieces)
 
     def get(self, ref: Ref, seconds: float = math.inf) -> Data:  # noqa: ARG002  (the protocol's)
         """See `Transport.get`; nothing is waited for."""
@@ -82,7 +82,7 @@ class FileTransport:
 
     def _path(self, ref: Ref) -> Path:
         """Where a file is; a reference of somebody else's never leads out of the folder."""
-        name = ref.key.get("file", "")
+        name = ref.key.get("object", "")
         if ref.transport != self.name or not NAME.fullmatch(name):
             raise wrong_way(ref, self.name)
         return self._folder / name

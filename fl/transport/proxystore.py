@@ -66,7 +66,7 @@ class ProxystoreTransport:
 
     def put(self, *pieces: Data) -> Ref:
         """See `Transport.put`."""
-        key = {"object_id": str(uuid.uuid4()), "endpoint_id": self._endpoint_id}
+        key = {"object": str(uuid.uuid4()), "endpoint_id": self._endpoint_id}
         with self._deadline(size(pieces), "put"):
             response = self._session.post(
                 f"{self._address}/set", params=_parameters(key), data=_chunks(pieces)
@@ -82,7 +82,7 @@ class ProxystoreTransport:
             with self._session.get(url, params=_parameters(ref.key), stream=True) as response:
                 if response.status_code == requests.codes.not_found:
                     raise GoneError(
-                        f"model {ref.key['object_id']} is no longer at ProxyStore endpoint "
+                        f"model {ref.key['object']} is no longer at ProxyStore endpoint "
                         f"{ref.key['endpoint_id']}"
                     )
                 _require_ok(response)
@@ -109,11 +109,11 @@ class ProxystoreTransport:
         self._require_ours(ref)
         with self._deadline(0, name, seconds):
             return operation(
-                self._address, ref.key["object_id"], ref.key["endpoint_id"], session=self._session
+                self._address, ref.key["object"], ref.key["endpoint_id"], session=self._session
             )
 
     def _require_ours(self, ref: Ref) -> None:
-        if ref.transport != self.name or not {"object_id", "endpoint_id"} <= ref.key.keys():
+        if ref.transport != self.name or not {"object", "endpoint_id"} <= ref.key.keys():
             raise wrong_way(ref, self.name)
         if ref.key["endpoint_id"] not in self._known:  # a stranger's word must not lead elsewhere
             raise TransportError("model is at a ProxyStore endpoint that is not of this federation")
@@ -170,7 +170,7 @@ def _address(config: EndpointConfig) -> str:
 
 
 def _parameters(key: Mapping[str, str]) -> dict[str, str]:
-    return {"key": key["object_id"], "endpoint": key["endpoint_id"]}
+    return {"key": key["object"], "endpoint": key["endpoint_id"]}
 
 
 def _chunks(pieces: Iterable[Data]) -> Iterator[bytes]:

@@ -33,15 +33,15 @@ class MemoryTransport:
         self.puts += 1
         key = str(self.puts)
         self.objects[key] = data
-        return Ref("memory", {"id": key}, len(data), digest(data))
+        return Ref("memory", {"object": key}, len(data), digest(data))
 
     def get(self, ref, seconds=math.inf):
-        if ref.key.get("id") not in self.objects:
+        if ref.key.get("object") not in self.objects:
             raise GoneError("no longer there")
-        return verified(ref, self.objects[ref.key["id"]])
+        return verified(ref, self.objects[ref.key["object"]])
 
     def evict(self, ref):
-        self.objects.pop(ref.key.get("id"), None)
+        self.objects.pop(ref.key.get("object"), None)
 
     def grant(self, size):
         return None

@@ -83,11 +83,13 @@ def test_what_claims_too_much_is_not_asked_for(fit, transport, weights, monkeypa
     assert max(asked) <= most
 
 
-def test_no_site_has_the_model_evicted_that_others_fetch(fit, transport):
+@pytest.mark.parametrize("more", [{}, {"url": "another"}], ids=["as it is", "disguised"])
+def test_no_site_has_the_model_evicted_that_others_fetch(fit, transport, more):
     """It names the model as its update, in an answer that is refused before another has begun."""
 
     def evil(request, transport):
-        return {"result": {"update": request["model"]}}
+        named = request["model"] | {"key": request["model"]["key"] | more, "size": 1}
+        return {"result": {"update": named}}
 
     def begin_now():
         future, request = fit.endpoints.open["b"]

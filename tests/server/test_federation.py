@@ -331,7 +331,7 @@ def test_what_cannot_be_evicted_holds_up_one_step_once(fit, transport):
     evict, tried = transport.evict, []
 
     def unreachable(ref):
-        tried.append(ref.key["id"])
+        tried.append(ref.key["object"])
         if len(tried) == 2:
             raise UnreachableError("timed out")
         evict(ref)
@@ -367,7 +367,7 @@ def test_a_model_that_the_servers_endpoint_has_lost_is_put_again(fit, transport)
     """Once, however many sites have missed it."""
 
     def after_a_restart(request, transport):
-        if request["model"]["key"] == {"id": "1"}:
+        if request["model"]["key"] == {"object": "1"}:
             transport.objects.pop("1", None)
             return {"error": {"type": "GoneError", "message": "no longer there", "traceback": ""}}
         return train(1.0)(request, transport)

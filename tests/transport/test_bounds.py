@@ -58,7 +58,7 @@ def transport():
 
 
 def ref(name, endpoint="e"):
-    key = {"object_id": name, "endpoint_id": endpoint}
+    key = {"object": name, "endpoint_id": endpoint}
     return Ref("proxystore", key, len(MODEL), digest(MODEL))
 
 

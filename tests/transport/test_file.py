@@ -37,7 +37,7 @@ def test_damage_is_noticed(transport, tmp_path, change):
 def test_a_reference_leads_nowhere_else(transport, tmp_path):
     (tmp_path / "secret").write_bytes(b"secret")
     for name in ("../secret", str(tmp_path / "secret"), ""):
-        ref = Ref("file", {"file": name}, 6, digest(b"secret"))
+        ref = Ref("file", {"object": name}, 6, digest(b"secret"))
         for operation in (transport.get, transport.exists, transport.evict):
             with pytest.raises(TransportError, match="set up for file"):
                 operation(ref)

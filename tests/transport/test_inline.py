@@ -28,7 +28,7 @@ def test_a_larger_model_is_refused_before_it_is_sent():
 @pytest.mark.parametrize(
     "ref",
     [
-        Ref("proxystore", {"object_id": "x", "endpoint_id": "y"}, 1, ""),
+        Ref("proxystore", {"object": "x", "endpoint_id": "y"}, 1, ""),
         Ref("inline", {"base64": "!"}, 1, ""),
         Ref("inline", {"base64": "AAAA"}, 3, digest(b"abc")),
     ],

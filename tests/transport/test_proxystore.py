@@ -130,7 +130,7 @@ def test_an_endpoint_that_stopped_answering_ends_in_a_deadline(transport, silent
 
 def test_nor_for_longer_than_the_caller_waits(transport, silent, monkeypatch):
     monkeypatch.setattr(proxystore, "BASE_SECONDS", 600)
-    ref = Ref("proxystore", {"object_id": "1", "endpoint_id": silent[0].uuid}, 5, "")
+    ref = Ref("proxystore", {"object": "1", "endpoint_id": silent[0].uuid}, 5, "")
     with pytest.raises(TransportError, match=r"timed out.*read timeout=0\.2"):
         transport.get(ref, 0.2)
 
