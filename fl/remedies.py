@@ -74,11 +74,6 @@ def _way(message: str, only: str) -> str:
         )
     if "Failed to establish a new connection" in message:
         return f"start its ProxyStore endpoint: ansible-playbook playbooks/restart.yml{only}"
-    if "max_object_size" in message:
-        return (
-            "raise fl_proxystore_max_object_size, then ansible-playbook "
-            f"playbooks/proxystore.yml{only}"
-        )
     if "ProxyStore" in message:
         return (
             "the endpoints do not reach each other: are the relay and both of them up? "

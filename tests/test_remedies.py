@@ -43,11 +43,6 @@ def federation(tmp_path):
             "playbooks/restart.yml -i INVENTORY --limit site-a",
         ),
         ("download", "ProxyStore get failed: 500", "playbooks/health.yml"),
-        (
-            "upload",
-            "ProxyStore put failed: over the endpoint's max_object_size?",
-            "fl_proxystore_max_object_size, then ansible-playbook playbooks/proxystore.yml",
-        ),
         ("download", "hub GET of h/fl/0 failed: ProxyError: 403 Filtered", "CONNECT to the hub"),
         ("download", "hub GET of h/fl/0 failed: CERTIFICATE_VERIFY_FAILED", "hub_ca_file"),
         ("download", "hub GET of h/fl/0 failed: 410 Gone: the URL has expired", "--resume"),

@@ -1,6 +1,7 @@
 """Objects in parts over HTTP: side by side, each tried again that fails or arrives cut short.
 
-What the ways have in common that reach a store by URLs: S3's bucket, and the hub.
+What the ways have in common that reach a store by URLs: S3's bucket, the hub, and ProxyStore's
+endpoints.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class Parts:
         store: Its name, for messages.
         meanings: What its refusals mean: HTTP status to text.
         adapter: How it is connected to.
+        proxied: Whether by the proxy that the environment may name.
+        silence: Seconds for which a request that is given longer may be without an answer.
     """
 
     def __init__(
@@ -53,20 +56,27 @@ class Parts:
         store: str,
         meanings: Mapping[int, str],
         adapter: requests.adapters.HTTPAdapter | None = None,
+        *,
+        proxied: bool = True,
+        silence: float = TIMEOUT[1],
     ) -> None:
-        self._store, self._meanings = store, meanings
+        self._store, self._meanings, self._silence = store, meanings, silence
         self._session = requests.Session()
+        self._session.trust_env = proxied
         adapter = adapter or requests.adapters.HTTPAdapter(pool_maxsize=THREADS)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
 
-    def ask(self, method: str, url: str, data: bytes | None = None) -> requests.Response:
+    def ask(
+        self, method: str, url: str, data: bytes | None = None, seconds: float = math.inf
+    ) -> requests.Response:
         """One request, to its answer.
 
         Args:
             method: HTTP's.
             url: Where.
             data: What is sent.
+            seconds: After which it is not waited for any more, nor asked again.
 
         Returns:
             The answer, whole.
@@ -75,10 +85,16 @@ class Parts:
             TransportError: It was refused.
             UnreachableError: It failed, however often it was tried.
         """
-        return self._tried(method, url, lambda: self._asked(method, url, data))
+        until = time.monotonic() + seconds
+        return self._tried(method, url, lambda: self._asked(method, url, data, until), until)
 
     def put(
-        self, urls: Sequence[str], pieces: Sequence[Data], part_bytes: int
+        self,
+        urls: Sequence[str],
+        pieces: Sequence[Data],
+        part_bytes: int,
+        method: str = "PUT",
+        seconds: float = math.inf,
     ) -> tuple[list[requests.Response], str]:
         """Send an object in parts.
 
@@ -86,6 +102,8 @@ class Parts:
             urls: One a part: what the server has granted.
             pieces: The object.
             part_bytes: The length of all parts but the last.
+            method: HTTP's.
+            seconds: After which no part is waited for any more, nor sent again.
 
         Returns:
             The answers, in order; and the object's digest.
@@ -98,14 +116,17 @@ class Parts:
                 f"model of {size(pieces)} bytes is larger than what the server has granted "
                 f"({len(urls)} parts of {part_bytes} bytes)"
             )
-        hashed = blake3()
+        hashed, until = blake3(), time.monotonic() + seconds
 
         def parts() -> Iterator[tuple[str, bytes]]:
             for url, part in zip(urls, split(pieces, part_bytes), strict=False):
                 hashed.update(part)
                 yield url, part
 
-        answers = list(side_by_side(lambda part: self.ask("PUT", *part), parts()))
+        def put(part: tuple[str, bytes]) -> requests.Response:
+            return self.ask(method, *part, until - time.monotonic())
+
+        answers = list(side_by_side(put, parts()))
         return answers, hashed.hexdigest()
 
     def read(self, ref: Ref, places: Iterable[tuple[str, int]], seconds: float = math.inf) -> Data:
@@ -141,8 +162,10 @@ class Parts:
         """Close connections."""
         self._session.close()
 
-    def _asked(self, method: str, url: str, data: bytes | None) -> tuple[requests.Response, str]:
-        response = self._session.request(method, url, data=data, timeout=TIMEOUT)
+    def _asked(
+        self, method: str, url: str, data: bytes | None, until: float
+    ) -> tuple[requests.Response, str]:
+        response = self._session.request(method, url, data=data, timeout=self._limits(until))
         return response, _refusal(response) or _late_error(response)
 
     def _filled(
@@ -153,11 +176,15 @@ class Parts:
             "Range": f"bytes={begin}-{begin + len(room) - 1}",
             "Accept-Encoding": "identity",
         }
-        left = max(until - time.monotonic(), LEAST_SECONDS)
-        limits = (min(TIMEOUT[0], left), min(TIMEOUT[1], left))
+        limits = self._limits(until)
         with self._session.get(url, headers=headers, timeout=limits, stream=True) as response:
             fault = _refusal(response)
             return response, fault or _cut_short(response, room)
+
+    def _limits(self, until: float) -> tuple[float, float]:
+        """Seconds to connect, and of silence, where nobody waits for longer than that."""
+        left = max(until - time.monotonic(), LEAST_SECONDS)
+        return min(TIMEOUT[0], left), min(self._silence, left)
 
     def _tried(
         self,

@@ -3,45 +3,41 @@
 The endpoint of this machine is found among the federation's as `EndpointConnector` does it, and the
 bytes go to and from its HTTP interface, with requests of ours: the connector's wait for ever, also
 for an endpoint that ProxyStore has ended half and that only listens, and ProxyStore's own functions
-hold an object three times and take whatever size comes. Raw bytes
-are stored, never ProxyStore's serialized objects: its deserializer takes a pickle from anyone.
+hold an object three times and take whatever size comes. Raw bytes are stored, in parts, so that one
+that is lost on the way is sent again and not all of them; never ProxyStore's serialized objects:
+its deserializer takes a pickle from anyone.
 """
 
 from __future__ import annotations
 
 import math
+import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from urllib.parse import urlencode
 from uuid import UUID
 
 import requests
-from proxystore.endpoint import client
+from blake3 import blake3
 from proxystore.endpoint.config import EndpointConfig, get_configs
 from proxystore.utils.environment import home_dir
 
 from fl.tensors import Data, size
-from fl.transport.base import (
-    GoneError,
-    Ref,
-    TransportError,
-    UnreachableError,
-    receive,
-    ref_to,
-    wrong_way,
-)
+from fl.transport.base import GoneError, Ref, TransportError, UnreachableError, wrong_way
+from fl.transport.parts import PART_BYTES, Parts, side_by_side
 
 CONNECT_SECONDS = 10.0
-# An endpoint answers a get only once it has the whole object from its peer. Peers have been
+# An endpoint answers a get only once it has the whole part from its peer. Peers have been
 # measured at 29 MB/s on one host; a tenth of that is taken for dead.
 BASE_SECONDS = 60.0
 BYTES_PER_SECOND = 3e6
+# Endpoints answer their peers one after the other, and many may be before this one: how long that
+# may take is said by each operation.
+SILENCE_SECONDS = 3600.0
 # What is to be evicted is so, once the peer comes to it, whether that is waited for or not.
-EVICT_SECONDS = 10.0
-CHUNK_BYTES = 1 << 20
-TEXT_BYTES = 1 << 16
-"""What an endpoint may say that is no model: an error."""
+EVICT_SECONDS, LONGEST_EVICT_SECONDS = 10.0, 60.0
+EVICT_BYTES_PER_SECOND = 1e9
 
 
 class ProxystoreTransport:
@@ -56,61 +52,78 @@ class ProxystoreTransport:
     """
 
     name = "proxystore"
+    limit: int | None = None
 
     def __init__(self, endpoints: Sequence[UUID]) -> None:
         here = _endpoint_here(set(endpoints))
         self._address, self._endpoint_id = _address(here), here.uuid
-        self.limit: int | None = here.storage.max_object_size
         self._known = {str(endpoint) for endpoint in endpoints}
-        self._session = _DeadlineSession()
+        # It is on this machine or beside it.
+        self._parts = Parts("ProxyStore", {}, proxied=False, silence=SILENCE_SECONDS)
 
     def put(self, *pieces: Data) -> Ref:
         """See `Transport.put`."""
         key = {"object": str(uuid.uuid4()), "endpoint_id": self._endpoint_id}
-        with self._deadline(size(pieces), "put"):
-            response = self._session.post(
-                f"{self._address}/set", params=_parameters(key), data=_chunks(pieces)
-            )
-            _require_ok(response)
-        return ref_to(self.name, key, pieces)
+        ref = Ref(self.name, key, size(pieces), "")
+        urls = list(self._urls("set", ref))
+        try:
+            _, digest = self._parts.put(urls, pieces, PART_BYTES, "POST", _patience(ref))
+        except TransportError:
+            with suppress(TransportError):
+                self.evict(ref)
+            raise
+        return Ref(self.name, key, ref.size, digest)
 
     def get(self, ref: Ref, seconds: float = math.inf) -> Data:
         """See `Transport.get`."""
         self._require_ours(ref)
-        with self._deadline(ref.size, "get", seconds):
-            url = f"{self._address}/get"
-            with self._session.get(url, params=_parameters(ref.key), stream=True) as response:
-                if response.status_code == requests.codes.not_found:
-                    raise GoneError(
-                        f"model {ref.key['object']} is no longer at ProxyStore endpoint "
-                        f"{ref.key['endpoint_id']}"
-                    )
-                _require_ok(response)
-                return receive(ref, response.iter_content(CHUNK_BYTES))
+        places = ((url, 0) for url in self._urls("get", ref))
+        try:
+            return self._parts.read(ref, places, min(_patience(ref), seconds))
+        except GoneError as error:
+            raise GoneError(
+                f"model {ref.key['object']} is no longer at ProxyStore endpoint "
+                f"{ref.key['endpoint_id']}"
+            ) from error
 
     def evict(self, ref: Ref) -> None:
         """See `Transport.evict`."""
-        self._call(client.evict, ref, "evict", EVICT_SECONDS)
+        self._require_ours(ref)
+        patience = min(EVICT_SECONDS + ref.size / EVICT_BYTES_PER_SECOND, LONGEST_EVICT_SECONDS)
+        until = time.monotonic() + patience
+
+        def evict(url: str) -> None:
+            if (left := until - time.monotonic()) <= 0:
+                raise UnreachableError(f"ProxyStore evict at {self._address} takes too long")
+            self._parts.ask("POST", url, seconds=left)
+
+        for _ in side_by_side(evict, self._urls("evict", ref)):
+            pass
 
     def grant(self, size: int) -> None:
         """See `Transport.grant`: sites have endpoints of their own."""
 
     def exists(self, ref: Ref) -> bool:
         """See `Store.exists`."""
-        return bool(self._call(client.exists, ref, "exists"))
+        self._require_ours(ref)
+        urls = self._urls("exists", ref)
+        asked = (self._parts.ask("GET", url, seconds=BASE_SECONDS) for url in urls)
+        return all(answer.json()["exists"] for answer in asked)
 
     def close(self) -> None:
         """Close the connection to the endpoint."""
-        self._session.close()
+        self._parts.close()
 
-    def _call(
-        self, operation: Callable[..., Any], ref: Ref, name: str, seconds: float = math.inf
-    ) -> Any:
-        self._require_ours(ref)
-        with self._deadline(0, name, seconds):
-            return operation(
-                self._address, ref.key["object"], ref.key["endpoint_id"], session=self._session
-            )
+    def _urls(self, operation: str, ref: Ref) -> Iterator[str]:
+        """Of each part, in order.
+
+        A part's name follows from its object's and from it one way alone: no name that a site may
+        give leads to a part of another object.
+        """
+        for number in range(max(1, -(-ref.size // PART_BYTES))):
+            name = blake3(f"{ref.key['object']} {number}".encode()).hexdigest(length=16)
+            query = urlencode({"key": name, "endpoint": ref.key["endpoint_id"]})
+            yield f"{self._address}/{operation}?{query}"
 
     def _require_ours(self, ref: Ref) -> None:
         if ref.transport != self.name or not {"object", "endpoint_id"} <= ref.key.keys():
@@ -118,32 +131,10 @@ class ProxystoreTransport:
         if ref.key["endpoint_id"] not in self._known:  # a stranger's word must not lead elsewhere
             raise TransportError("model is at a ProxyStore endpoint that is not of this federation")
 
-    @contextmanager
-    def _deadline(self, total: int, name: str, seconds: float = math.inf) -> Iterator[None]:
-        self._session.seconds = min(BASE_SECONDS + total / BYTES_PER_SECOND, seconds)
-        try:
-            yield
-        except requests.RequestException as error:
-            message = (
-                f"ProxyStore {name} of {total / 1e6:.1f} MB at {self._address} failed: "
-                f"{_one_line(error)}"
-            )
-            if error.response is not None and name == "put":
-                hint = "is the object over the endpoint's max_object_size?"
-                raise TransportError(f"{message}; {hint}") from error
-            raise UnreachableError(message) from error
 
-
-class _DeadlineSession(requests.Session):
-    """A session whose requests all have a limit of time and of bytes, set before each call."""
-
-    seconds = BASE_SECONDS
-    most = TEXT_BYTES
-
-    def request(self, *args: Any, **kwargs: Any) -> requests.Response:
-        kwargs.setdefault("timeout", (CONNECT_SECONDS, self.seconds))
-        kwargs.setdefault("proxies", {"http": ""})  # the endpoint is on this machine or beside it
-        return super().request(*args, **kwargs)
+def _patience(ref: Ref) -> float:
+    """Seconds that an object may take."""
+    return BASE_SECONDS + ref.size / BYTES_PER_SECOND
 
 
 def _endpoint_here(endpoints: Collection[UUID]) -> EndpointConfig:
@@ -167,25 +158,6 @@ def _endpoint_here(endpoints: Collection[UUID]) -> EndpointConfig:
 
 def _address(config: EndpointConfig) -> str:
     return f"http://{config.host}:{config.port}"
-
-
-def _parameters(key: Mapping[str, str]) -> dict[str, str]:
-    return {"key": key["object"], "endpoint": key["endpoint_id"]}
-
-
-def _chunks(pieces: Iterable[Data]) -> Iterator[bytes]:
-    for piece in pieces:
-        for begin in range(0, len(piece), CHUNK_BYTES):
-            yield bytes(piece[begin : begin + CHUNK_BYTES])
-
-
-def _require_ok(response: requests.Response) -> None:
-    if not response.ok:
-        said = next(response.iter_content(TEXT_BYTES), b"").decode(errors="replace")
-        raise requests.RequestException(
-            f"the endpoint returned HTTP status {response.status_code}: {said}",
-            response=response,
-        )
 
 
 def _one_line(error: Exception) -> str:

@@ -4,20 +4,22 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 from uuid import UUID, uuid4
 
 import psutil
 import pytest
 import requests
-from proxystore.endpoint.config import EndpointConfig, EndpointStorageConfig, write_config
+from proxystore.endpoint.config import EndpointConfig, write_config
 
-from fl.transport import proxystore
-from fl.transport.base import Ref, TransportError
+from fl.transport import parts, proxystore
+from fl.transport.base import GoneError, Ref, TransportError, UnreachableError
 from fl.transport.proxystore import ProxystoreTransport
 
 pytestmark = pytest.mark.daemons
-LIMIT = 1_000_000
+PART = 100_000
 
 
 def free_port():
@@ -35,7 +37,6 @@ def endpoint(tmp_path_factory):
         uuid=str(uuid4()),
         port=free_port(),
         host="127.0.0.1",
-        storage=EndpointStorageConfig(max_object_size=LIMIT),
     )
     write_config(config, str(home / "solo"))
     process = subprocess.Popen(
@@ -70,27 +71,77 @@ def wait_for(condition, seconds=30):
 
 
 @pytest.fixture
-def transport(endpoint):
+def transport(endpoint, monkeypatch):
+    for module in (proxystore, parts):
+        monkeypatch.setattr(module, "PART_BYTES", PART)
+    monkeypatch.setattr(parts, "PAUSE_SECONDS", 0.01)
     opened = ProxystoreTransport([UUID(endpoint[0].uuid), uuid4()])
     yield opened
     opened.close()
 
 
-def test_put_get_evict(transport):
-    data = os.urandom(LIMIT // 2)
-    ref = transport.put(data)
+@pytest.mark.parametrize("size", [1, PART, 5 * PART + 1], ids=["a byte", "a part", "six parts"])
+def test_put_get_evict(transport, size):
+    data = os.urandom(size)
+    ref = transport.put(data[: size // 3], data[size // 3 :])
     assert transport.get(ref) == data
     assert transport.exists(ref)
     transport.evict(ref)
     assert not transport.exists(ref)
     transport.evict(ref)
-    with pytest.raises(TransportError, match="no longer"):
+    with pytest.raises(GoneError, match="no longer at ProxyStore endpoint"):
         transport.get(ref)
 
 
-def test_over_the_object_limit_names_the_limit(transport):
-    with pytest.raises(TransportError, match="max_object_size"):
-        transport.put(bytes(2 * LIMIT))
+def test_an_object_that_lacks_a_part_is_not_there(transport):
+    ref = transport.put(os.urandom(3 * PART))
+    transport._parts.ask("POST", list(transport._urls("evict", ref))[1])
+    assert not transport.exists(ref)
+    with pytest.raises(GoneError):
+        transport.get(ref)
+    transport.evict(ref)
+
+
+def test_a_part_that_is_lost_on_the_way_is_asked_for_again_alone(transport, monkeypatch):
+    data, asked = os.urandom(4 * PART), []
+    ref, get = transport.put(data), transport._parts._session.get
+
+    def losing(url, **kwargs):
+        asked.append(url)
+        if len(asked) == 2:
+            raise requests.ConnectionError("reset by peer")
+        return get(url, **kwargs)
+
+    monkeypatch.setattr(transport._parts._session, "get", losing)
+    assert transport.get(ref) == data
+    assert len(asked) == 5 and len(set(asked)) == 4
+    transport.evict(ref)
+
+
+def test_what_cannot_be_put_whole_leaves_no_part(transport, monkeypatch):
+    request, kept = transport._parts._session.request, []
+
+    def full(method, url, **kwargs):
+        if "/set?" in url and len(kept) == 2:
+            raise requests.ConnectionError("no memory")
+        kept.extend([url] if "/set?" in url else [])
+        return request(method, url, **kwargs)
+
+    monkeypatch.setattr(transport._parts._session, "request", full)
+    with pytest.raises(UnreachableError, match="no memory"):
+        transport.put(os.urandom(4 * PART))
+    for url in kept:
+        asked = transport._parts.ask("GET", url.replace("/set?", "/exists?"))
+        assert asked.json() == {"exists": False}
+
+
+def test_no_name_of_a_sites_leads_to_a_part_of_another_object(transport):
+    ref = transport.put(os.urandom(2 * PART))
+    (_, part) = transport._urls("get", ref)
+    named = parse_qs(urlsplit(part).query)["key"][0]
+    transport.evict(replace(ref, key={**ref.key, "object": named}))
+    assert transport.exists(ref)
+    transport.evict(ref)
 
 
 def test_a_flipped_digest_is_noticed(transport):
@@ -131,8 +182,8 @@ def test_an_endpoint_that_stopped_answering_ends_in_a_deadline(transport, silent
 def test_nor_for_longer_than_the_caller_waits(transport, silent, monkeypatch):
     monkeypatch.setattr(proxystore, "BASE_SECONDS", 600)
     ref = Ref("proxystore", {"object": "1", "endpoint_id": silent[0].uuid}, 5, "")
-    with pytest.raises(TransportError, match=r"timed out.*read timeout=0\.2"):
-        transport.get(ref, 0.2)
+    with pytest.raises(TransportError, match=r"timed out.*read timeout=1\.[1-5]"):
+        transport.get(ref, 1.5)
 
 
 def test_nor_is_it_waited_for_to_begin_with(silent):
