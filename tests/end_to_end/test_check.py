@@ -21,7 +21,7 @@ def test_a_deployed_federation_passes_and_nothing_is_left(federation):
     assert [row for row in rows.values() if not row["ok"]] == []
     assert code == 0
     for site in ("site-a", "site-b"):
-        assert rows[site, "way"]["message"].startswith("models travel by ProxyStore, ")
+        assert rows[site, "way"]["message"] == "models travel by ProxyStore"
         assert "to the server" in rows[site, "upload"]["message"]
         assert "10 classes (0 to 9)" in rows[site, "data"]["message"]
         assert rows[site, "step"]["message"].startswith("one step of training, loss 2.3")
