@@ -36,6 +36,8 @@ LEAST_SECONDS = 1.0
 """What any try is given."""
 CHUNK_BYTES = 1 << 20
 """What is read at once: it is still in the processor's cache when it is copied to its place."""
+TEXT_BYTES = 2000
+"""Of an error, what is read."""
 VALID_SECONDS = 7 * 24 * 3600
 """How long a URL lasts, for a task may wait in a batch queue for days; S3 allows no longer."""
 
@@ -49,6 +51,7 @@ class Parts:
         adapter: How it is connected to.
         proxied: Whether by the proxy that the environment may name.
         silence: Seconds for which a request that is given longer may be without an answer.
+        final: The least HTTP status of an error that another try would not mend.
     """
 
     def __init__(
@@ -59,8 +62,10 @@ class Parts:
         *,
         proxied: bool = True,
         silence: float = TIMEOUT[1],
+        final: int = 600,
     ) -> None:
-        self._store, self._meanings, self._silence = store, meanings, silence
+        self._store, self._meanings = store, meanings
+        self._silence, self._final = silence, final
         self._session = requests.Session()
         self._session.trust_env = proxied
         adapter = adapter or requests.adapters.HTTPAdapter(pool_maxsize=THREADS)
@@ -209,7 +214,7 @@ class Parts:
             status = response.status_code
             if not fault:
                 return response
-            if 400 <= status < 500 and status not in (408, 429):
+            if status >= self._final or (400 <= status < 500 and status not in (408, 429)):
                 break
         raise self._failure(method, url, fault, status)
 
@@ -272,8 +277,11 @@ def split(pieces: Sequence[Data], part_bytes: int) -> Iterator[bytes]:
 def _refusal(response: requests.Response) -> str:
     if response.ok:
         return ""
-    code = re.search(r"<Code>(\w+)</Code>", response.text[:2000])
-    return f"HTTP status {response.status_code} {code[1] if code else response.reason}"
+    said = next(response.iter_content(TEXT_BYTES), b"").decode(errors="replace")
+    code = re.search(r"<Code>(\w+)</Code>", said)
+    plain = "" if said.lstrip().startswith("<") else " ".join(said.split())[:300]
+    told = f"{response.reason}: {plain}" if plain else response.reason
+    return f"HTTP status {response.status_code} {code[1] if code else told}"
 
 
 def _unsigned(text: str) -> str:

@@ -58,8 +58,7 @@ class ProxystoreTransport:
         here = _endpoint_here(set(endpoints))
         self._address, self._endpoint_id = _address(here), here.uuid
         self._known = {str(endpoint) for endpoint in endpoints}
-        # It is on this machine or beside it.
-        self._parts = Parts("ProxyStore", {}, proxied=False, silence=SILENCE_SECONDS)
+        self._parts = connect()
 
     def put(self, *pieces: Data) -> Ref:
         """See `Transport.put`."""
@@ -130,6 +129,14 @@ class ProxystoreTransport:
             raise wrong_way(ref, self.name)
         if ref.key["endpoint_id"] not in self._known:  # a stranger's word must not lead elsewhere
             raise TransportError("model is at a ProxyStore endpoint that is not of this federation")
+
+
+def connect() -> Parts:
+    """What asks an endpoint: it is on this machine or beside it.
+
+    One that says 500 has waited for its peer, and is not asked again.
+    """
+    return Parts("ProxyStore", {}, proxied=False, silence=SILENCE_SECONDS, final=500)
 
 
 def _patience(ref: Ref) -> float:

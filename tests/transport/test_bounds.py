@@ -7,9 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from fl.tensors import digest
-from fl.transport.base import Ref, TransportError
-from fl.transport.parts import Parts
-from fl.transport.proxystore import ProxystoreTransport
+from fl.transport.base import Ref, TransportError, UnreachableError
+from fl.transport.proxystore import ProxystoreTransport, connect
 
 MODEL = b"m" * 100_000
 HUGE = 64 * 2**20
@@ -22,6 +21,13 @@ class Liar(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
+        self.server.asked += 1
+        if self.path.startswith("/dead/"):
+            self.send_response(500)
+            self.send_header("Content-Length", "24")
+            self.end_headers()
+            self.wfile.write(b"Timeout waiting for peer")
+            return
         self.send_response(200)
         if self.path.startswith("/honest/"):
             self.send_header("Content-Length", str(len(MODEL)))
@@ -44,12 +50,14 @@ class Liar(BaseHTTPRequestHandler):
 @pytest.fixture
 def transport(kind):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Liar)
+    server.asked = 0
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     opened = ProxystoreTransport.__new__(ProxystoreTransport)  # finds no endpoint: this is none
     opened._address = f"http://127.0.0.1:{server.server_port}/{kind}"
     opened._known = {"e"}
-    opened._parts = Parts("ProxyStore", {}, proxied=False)
+    opened._parts = connect()
+    opened.server = server
     yield opened
     opened.close()
     server.shutdown()
@@ -83,3 +91,10 @@ def test_what_is_larger_is_cut_off(transport):
         assert tracemalloc.get_traced_memory()[1] < HUGE / 8
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["dead"])
+def test_an_endpoint_that_has_waited_for_its_peer_is_not_asked_again(transport):
+    with pytest.raises(UnreachableError, match=r"HTTP status 500 .*: Timeout waiting for peer$"):
+        transport.get(ref())
+    assert transport.server.asked == 1
