@@ -106,6 +106,7 @@ def resume(folder: Path, console: Console) -> Outcome:
     prepare_environment(federation, record.site_code())
     algorithm = Algorithm(federation, folder / "config.yaml")
     record.complete_with(algorithm.frozen)
+    algorithm.begin()  # the checkpoint has the model that takes its place
     with _ways(federation) as ways:
         _require_clients(federation, ways)
         return _fit(federation, algorithm, ways, record, record.snapshot(), console)

@@ -63,7 +63,8 @@ class Ref:
 
     def names(self, other: Ref) -> bool:
         """Whether another reference is to the same object, whatever else its key says."""
-        return "object" in self.key and self.key["object"] == other.key.get("object")
+        name = self.key.get("object")
+        return self.key == other.key or (name is not None and name == other.key.get("object"))
 
     def to_json(self) -> dict[str, Any]:
         """The reference as JSON types."""
