@@ -187,7 +187,7 @@ def held_out(federation: Federation) -> tuple[Dataset[Any], TrainConfigs] | None
 
 
 def _evaluator(federation: Federation, model: nn.Module) -> Evaluator | None:
-    """Evaluates global models at the server, where that is configured, by a model that it lends."""
+    """Evaluates global models at the server, where that is configured, in their own memory."""
     found = held_out(federation)
     if found is None:
         return None

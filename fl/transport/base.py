@@ -231,7 +231,10 @@ def wrong_way(ref: Ref, way: str) -> TransportError:
         ref: The reference.
         way: This side's.
     """
-    return TransportError(f"model was sent by {ref.transport}, but this side is set up for {way}")
+    told = f"model was sent by {ref.transport}, but this side is set up for {way}"
+    if ref.transport == way:
+        told += ", which knows no such reference: has the other side another version of fl?"
+    return TransportError(told)
 
 
 def require(ref: Ref, received: int, found: str) -> None:

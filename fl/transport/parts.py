@@ -279,13 +279,13 @@ def _refusal(response: requests.Response) -> str:
         return ""
     said = next(response.iter_content(TEXT_BYTES), b"").decode(errors="replace")
     code = re.search(r"<Code>(\w+)</Code>", said)
-    plain = "" if said.lstrip().startswith("<") else " ".join(said.split())[:300]
+    plain = "" if said.lstrip().startswith("<") else _unsigned(said)
     told = f"{response.reason}: {plain}" if plain else response.reason
     return f"HTTP status {response.status_code} {code[1] if code else told}"
 
 
 def _unsigned(text: str) -> str:
-    """An error's text in one line; it quotes URLs, whose query is as good as a key."""
+    """A text in one line; it may quote URLs, whose query is as good as a key."""
     return re.sub(r"\?\S*", "?...", " ".join(text.split()))[:300]
 
 

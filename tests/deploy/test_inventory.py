@@ -55,6 +55,7 @@ def play(tmp_path):
             {"fl_environment_site_packages": ["torch"], "fl_environment_kind": "existing"},
             "is for fl_environment_kind venv, not existing",
         ),
+        ({"fl_proxystore_max_object_size": 10**10}, "has no effect any more, since models go"),
         ({"fl_python_archive": "/nowhere.tar"}, "fl_python_archive must be a file"),
         (
             {"fl_python_archive": __file__, "fl_python_archive_sha256": "12ab"},

@@ -156,6 +156,12 @@ def test_a_foreign_reference_is_refused(transport):
         transport.get(Ref("inline", {"base64": ""}, 0, ""))
 
 
+def test_a_reference_of_another_version_says_so(transport, endpoint):
+    key = {"object_id": "1", "endpoint_id": endpoint[0].uuid}
+    with pytest.raises(TransportError, match="another version of fl"):
+        transport.get(Ref("proxystore", key, 5, ""))
+
+
 def test_no_endpoint_of_ours(endpoint):
     with pytest.raises(TransportError, match="no ProxyStore endpoint of this federation"):
         ProxystoreTransport([uuid4()])
