@@ -95,6 +95,9 @@ NOT_HERE = {
     "python tests/private_loopback.py python -m benchmarks.hub 100": (
         "measures, which says nothing beside other tests"
     ),
+    "python tests/private_loopback.py python -m benchmarks.deploy_time --repeats 1 1 10 50": (
+        "measures, which says nothing beside other tests"
+    ),
 }
 """Run by no test, and why."""
 
