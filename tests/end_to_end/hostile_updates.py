@@ -122,7 +122,7 @@ def files(server_yaml, folder, endpoint_id):
 
 
 def outcome(described, runs, *overrides):
-    """How a run of this federation ends: its error, or none.
+    """How a run of this federation ends: its error, one that nobody has thought of too, or none.
 
     It has a folder for runs of its own: two that begin within a second have one name there.
     """
@@ -131,6 +131,8 @@ def outcome(described, runs, *overrides):
         run(Files(described.server, described.clients, overrides), Console(file=io.StringIO()))
     except FederationError as error:
         return str(error)
+    except Exception as error:
+        return repr(error)
     return None
 
 

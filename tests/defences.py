@@ -1,0 +1,330 @@
+"""What keeps attacks and faults from doing harm, each with the tests that fail without it.
+
+`tests.undefended` takes them out and sees that they do.
+"""
+
+from dataclasses import dataclass
+
+KEEPER = "templates/site/daemon.py"
+DAEMON = "tests/deploy/test_daemon.py"
+KNOWN = "tests/deploy/test_known_errors.py"
+ATTACKS = "tests/end_to_end/test_attacks.py"
+SECRECY = "tests/end_to_end/test_secrecy.py"
+LIE = "a_lying_sites_update_is_refused"
+OUTSIDE = "a_loader_outside_the_sites_code_is_not_run"
+STOLEN = "a_stolen_secret_runs_nothing_but_our_task"
+
+
+@dataclass(frozen=True)
+class Change:
+    """Text of a file, and what stands in its place once the defence is taken out."""
+
+    file: str
+    text: str
+    instead: str = ""
+
+
+@dataclass(frozen=True)
+class Defence:
+    """What keeps an attack or a fault from doing harm.
+
+    Attributes:
+        against: The attack or fault.
+        changes: What takes the defence out.
+        tests: Tests that must fail then: a file, and the beginning of the name after `test_`.
+        session: Those of one name are taken out together; none stands alone.
+    """
+
+    against: str
+    changes: tuple[Change, ...]
+    tests: tuple[tuple[str, str], ...]
+    session: str = ""
+
+
+DEFENCES = [
+    Defence(
+        "another user's endpoint says that it is ours",
+        (
+            Change(
+                KEEPER,
+                "return _listens(pid, address[1]) and _endpoint_uuid",
+                "return _endpoint_uuid",
+            ),
+        ),
+        ((DAEMON, "another_users_endpoint_is_not_ours_whatever_it_says"),),
+    ),
+    Defence(
+        "the port is taken by another user's endpoint",
+        (Change(KEEPER, "        self._refuse_taken_port()\n"),),
+        (
+            (DAEMON, "a_port_taken_by_another_endpoint_is_named"),
+            (DAEMON, "a_port_taken_by_another_program_is_named"),
+        ),
+    ),
+    Defence(
+        "the port is taken, and only the daemon says so",
+        (
+            Change(
+                "playbooks/roles/proxystore/defaults/main.yml",
+                "address already in use|Errno 98",
+                "!",
+            ),
+        ),
+        ((KNOWN, "a_port_that_is_taken"),),
+    ),
+    Defence(
+        "a stale process id in our record",
+        (
+            Change(
+                KEEPER,
+                '_start_time(record["pid"]) == record["start_time"]',
+                '_start_time(record["pid"]) is not None',
+            ),
+        ),
+        ((DAEMON, "a_recorded_pid_that_is_somebody_elses_now"),),
+    ),
+    Defence(
+        "a stale process id in ProxyStore's own file",
+        (
+            Change(
+                KEEPER,
+                "self.pid_file.unlink(missing_ok=True)\n        self._rotate_logs(None)",
+                "pass\n        self._rotate_logs(None)",
+            ),
+        ),
+        ((DAEMON, "a_pid_file_of_somebody_elses_process_is_not_believed"),),
+    ),
+    Defence(
+        "a stale process id in Globus Compute's own file, of another login node",
+        (
+            Change(
+                "playbooks/roles/compute/defaults/main.yml",
+                "Another instance of this endpoint is running",
+                "!",
+            ),
+        ),
+        ((KNOWN, "an_endpoint_that_runs_on_another_login_node"),),
+    ),
+    Defence(
+        "the alias leads to the other login node: the keeper",
+        (Change(KEEPER, 'if record["host"] != socket.gethostname():', "if False:"),),
+        (
+            (DAEMON, "a_record_of_another_login_node_is_not_believed"),
+            (DAEMON, "the_other_login_node_neither_believes_nor_ends_it"),
+        ),
+    ),
+    Defence(
+        "the alias leads to the other login node: the plays",
+        (Change("playbooks/roles/lock/tasks/login.yml", "lock_elsewhere | length == 0", "true"),),
+        (("tests/deploy/test_lock.py", "an_alias_that_leads_to_another_login_node"),),
+    ),
+    Defence(
+        "kill -9 of a daemon: what it leaves behind",
+        (
+            Change(
+                KEEPER,
+                "        swept = self._sweep(record)\n        self._clear",
+                "        swept = False\n        self._clear",
+            ),
+            Change(
+                KEEPER,
+                "self.record_file.unlink(missing_ok=True)\n        self._sweep(record)\n",
+                "self.record_file.unlink(missing_ok=True)\n",
+            ),
+        ),
+        (
+            (DAEMON, "after_kill_9_it_starts_again_and_sweeps_the_orphan"),
+            (DAEMON, "an_orphan_that_wrote_over_its_environment"),
+        ),
+    ),
+    Defence(
+        "kill -9 of a user endpoint's interchange",
+        (Change(KEEPER, '{"changed": self._end_maimed(), ', '{"changed": False, '),),
+        ((DAEMON, "a_process_whose_vital_child_has_died"),),
+    ),
+    Defence(
+        "kill -9 of each daemon: it stays away",
+        (
+            Change(
+                KEEPER,
+                "self._kept(record) if record else self._restarted()",
+                '{"changed": False, "pid": 0}',
+            ),
+        ),
+        ((DAEMON, "what_cron_calls_starts_what_is_dead"),),
+    ),
+    Defence(
+        "a reboot: all processes are gone, and their numbers come again",
+        (
+            Change(
+                KEEPER,
+                'return record["boot"] == _boot() and _start_time',
+                "return _start_time",
+            ),
+        ),
+        ((DAEMON, "after_a_reboot_no_process_is_taken_for_it"),),
+    ),
+    Defence(
+        "a full disk",
+        (
+            Change(
+                KEEPER,
+                '            self._sweep({"pid": process.pid, "boot": _boot()})\n            raise',
+                "            raise",
+            ),
+        ),
+        ((DAEMON, "a_full_disk_leaves_no_daemon"),),
+    ),
+    Defence(
+        "the relay is down",
+        (
+            Change(
+                "playbooks/roles/proxystore/defaults/main.yml",
+                "Connect(ion)? (call failed|refused)|ConnectionRefusedError|Errno 111",
+                "!",
+            ),
+        ),
+        ((KNOWN, "a_relay_that_is_down"),),
+    ),
+    Defence(
+        "the relay was away, and the endpoint is deaf since",
+        (Change(KEEPER, ' >= sign["times"]', " >= 99"),),
+        ((DAEMON, "an_endpoint_that_has_met_its_relay_twice"),),
+    ),
+    Defence(
+        "expired credentials, of Globus Compute",
+        (
+            Change(
+                "playbooks/roles/compute/defaults/main.yml",
+                "invalid_client|invalid_grant|AuthAPIError",
+                "!",
+            ),
+        ),
+        ((KNOWN, "an_endpoint_with_a_secret_that_has_expired"),),
+    ),
+    Defence(
+        "expired credentials, of the relay",
+        (
+            Change(
+                "playbooks/roles/proxystore/defaults/main.yml",
+                '"invalid_client|AuthAPIError"',
+                '"!"',
+            ),
+        ),
+        ((KNOWN, "a_relay_with_a_secret_that_has_expired"),),
+    ),
+    Defence(
+        "a stolen secret, with another function, a pickle, or source tagged as code",
+        (
+            Change(
+                "templates/compute/config.yaml.j2",
+                "allowed_functions:\n  - {{ compute_function_id }}\n",
+            ),
+            Change(
+                "templates/compute/user_config_template.yaml.j2",
+                "    - globus_compute_sdk.serialize.JSONData\n",
+                "    - globus_compute_sdk.serialize.AllCodeStrategies\n"
+                "    - globus_compute_sdk.serialize.AllDataStrategies\n",
+            ),
+        ),
+        ((ATTACKS, STOLEN),),
+        "site",
+    ),
+    Defence(
+        "a loader outside site_code, by .., by an absolute path, by a link",
+        (Change("fl/client/site_code.py", "if not file.is_relative_to(folder):", "if False:"),),
+        ((ATTACKS, OUTSIDE),),
+        "site",
+    ),
+    Defence(
+        "a line cut from the audit log",
+        (Change("fl/client/audit.py", 'if record["previous"] != previous:', "if False:"),),
+        ((ATTACKS, "what_was_tried_stands_in_the_sites_log_and_a_cut_line"),),
+        "site",
+    ),
+    Defence(
+        "another user on the login node reads our files",
+        (
+            Change(
+                "playbooks/roles/environment/tasks/main.yml",
+                'state: directory\n    mode: "0700"\n  loop: "{{ environment_folders }}"',
+                'state: directory\n    mode: "0755"\n  loop: "{{ environment_folders }}"',
+            ),
+        ),
+        ((SECRECY, "another_user_of_the_login_node_sees_none_of_our_files"),),
+        "site",
+    ),
+    Defence(
+        "the secret in a worker's environment",
+        (
+            Change(
+                "playbooks/roles/compute/defaults/main.yml",
+                "  - unset GLOBUS_COMPUTE_CLIENT_ID GLOBUS_COMPUTE_CLIENT_SECRET\n",
+            ),
+            Change(
+                "templates/compute/user_environment.yaml.j2",
+                "               'GLOBUS_COMPUTE_CLIENT_SECRET': '',\n",
+            ),
+        ),
+        ((SECRECY, "the_secret_is_in_nothing_that_a_deployment_and_a_run_leave"),),
+        "site",
+    ),
+    Defence(
+        "NaN, infinity",
+        (Change("fl/tensors.py", "if not _finite(other):", "if False:"),),
+        (
+            (ATTACKS, f"{LIE}_by_the_servers_own_loop[NaN]"),
+            (ATTACKS, f"{LIE}_by_the_servers_own_loop[infinity]"),
+        ),
+        "server",
+    ),
+    Defence(
+        "a replayed update, and one for a task never sent",
+        (Change("fl/server/answers.py", 'if result.get("job") != task.job:', "if False:"),),
+        (
+            (ATTACKS, f"{LIE}_by_the_servers_own_loop[the answer of the round before]"),
+            (ATTACKS, f"{LIE}_by_the_servers_own_loop[the update of a task never sent]"),
+        ),
+        "server",
+    ),
+    Defence(
+        "other bytes than announced",
+        (Change("fl/transport/base.py", "if found != ref.digest:", "if False:"),),
+        ((ATTACKS, f"{LIE}_by_the_servers_own_loop[other bytes than announced]"),),
+        "server",
+    ),
+    Defence(
+        "2^63 bytes claimed",
+        (
+            Change(
+                "fl/transport/base.py", "if 0 <= size <= LARGEST_BYTES and ", "if 0 <= size and "
+            ),
+        ),
+        ((ATTACKS, f"{LIE}_by_the_servers_own_loop[2^63 bytes claimed]"),),
+        "server",
+    ),
+    Defence(
+        "a header of 2^63 bytes",
+        (
+            Change(
+                "fl/tensors.py",
+                "if not LENGTH_BYTES < begin <= min(len(data), HEADER_LIMIT):",
+                "if False:",
+            ),
+        ),
+        ((ATTACKS, f"{LIE}_by_the_servers_own_loop[a header of 2^63 bytes]"),),
+        "server",
+    ),
+    Defence(
+        "another shape",
+        (
+            Change(
+                "fl/tensors.py",
+                "if other.shape != tensor.shape or other.dtype != tensor.dtype:",
+                "if False:",
+            ),
+        ),
+        ((ATTACKS, f"{LIE}_by_the_servers_own_loop[another shape]"),),
+        "shape",
+    ),
+]
