@@ -3,27 +3,42 @@
     python -m benchmarks.updates [MB] [updates]
 
 Claims: an update is folded into the sum at about the speed of an axpy, the limit here, measured in
-the same run; and the process, which is a fresh one with a model in it, needs no more memory for
-many updates than for one. CPU seconds stand beside wall seconds, since only they hold on a machine
-that others use.
+the same run; and the server's loop, in a process of its own, needs two models of memory, for many
+updates as for one. CPU seconds stand beside wall seconds, since only they hold on a machine that
+others use.
 """
 
 from __future__ import annotations
 
-import resource
+import re
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
+from fl.config import (
+    Client,
+    DataConfigs,
+    Federation,
+    ModelConfigs,
+    ServerConfigs,
+    SharedClientConfigs,
+)
+from fl.endpoints.base import EndpointError, JSONObject
+from fl.server import federation as server
 from fl.server.aggregators import Contribution, open_aggregator
-from fl.server.checkpoint import Snapshot, save
+from fl.server.checkpoint import Snapshot, read_model, save
+from fl.server.clock import RealClock
+from fl.server.schedulers import open_scheduler
 from fl.tensors import Tensors, decode, pieces, require_same_layout
+from fl.transport import Ref
 from fl.transport.file import FileTransport
 
 LAYERS = 10
@@ -32,13 +47,10 @@ LAYERS = 10
 def main() -> None:
     """One step of many updates, part by part."""
     megabytes, updates = (int(a) for a in (*sys.argv[1:], "100", "16")[:2])
-    bare = peak()
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="fl-bench.") as name:
         parts = Parts()
         weights = model(megabytes)
-        loaded = peak()
-        once = step(weights, 1, Path(name), parts)
-        many = step(weights, updates, Path(name), parts)
+        step(weights, updates, Path(name), parts)
     parts.times["axpy"] = []
     total, other = torch.zeros(megabytes * 250_000), torch.ones(megabytes * 250_000)
     for _ in range(updates):
@@ -50,13 +62,15 @@ def main() -> None:
         print(f"  {part:12} {spread(wall)} s, CPU {spread(cpu)} s")
     ratio = parts.median("sum") / parts.median("axpy")
     print(f"sum / axpy: {ratio:.2f} of CPU seconds")
-    print(f"peak memory: {bare:.0f} MB bare, {loaded:.0f} MB with the model; in a step of")
-    print(f"  1 update {once:.0f} MB, {updates} updates {many:.0f} MB")
-    print(f"  beyond the bare process: {(many - bare) / megabytes:.2f} models")
+    for count in (1, updates):
+        bare, most = fresh(megabytes, count)
+        print(f"two rounds of {count} updates: {bare:.0f} MB bare, {most:.0f} MB at the peak,")
+        print(f"  {(most - bare) / megabytes:.2f} models more; 2 models + 256 MB are", end=" ")
+        print(f"{2 * megabytes + 256} MB")
 
 
-def step(weights: Tensors, updates: int, folder: Path, parts: Parts) -> float:
-    """Gather updates, step, checkpoint: what the loop does; the peak memory after it."""
+def step(weights: Tensors, updates: int, folder: Path, parts: Parts) -> None:
+    """Gather updates, step, checkpoint: what the loop does."""
     transport = FileTransport(folder)
     ref = transport.put(*pieces(weights))
     aggregator = open_aggregator("FedAvgAggregator", {}, ["a"])
@@ -75,7 +89,93 @@ def step(weights: Tensors, updates: int, folder: Path, parts: Parts) -> float:
         moved = aggregator.step(weights)
     with parts("checkpoint"):
         save(folder / "checkpoint", Snapshot(1, moved, {}, {}, {}))
-    return peak()
+
+
+def fresh(megabytes: int, updates: int) -> tuple[float, float]:
+    """What a fresh process needs that runs the server's loop, in MB: without a model, and most."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(loop, megabytes, updates).result()
+
+
+def loop(megabytes: int, updates: int) -> tuple[float, float]:
+    """Two rounds of the server's loop over sites that answer at once; the memory before and most.
+
+    All answer with the same update, a file that is there.
+    """
+    bare = peak()
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="fl-bench.") as name:
+        folder, start = Path(name), Snapshot(0, model(megabytes), {}, {}, {})
+        transport, checkpoint = Keeping(folder), folder / "checkpoint"
+        save(checkpoint, start)
+        names = [str(index) for index in range(updates)]
+        configured, clock = federation(names), RealClock()
+        aggregator = open_aggregator("FedAvgAggregator", {}, names)
+        parts = server.Parts(
+            endpoints=Answering(transport.put(*pieces(start.weights))),
+            transport=transport,
+            scheduler=open_scheduler(configured.server_configs, None),
+            aggregator=aggregator,
+            clock=clock,
+            evaluate=None,
+            listen=lambda _: None,
+            save=lambda snapshot: save(checkpoint, snapshot),
+            reload=lambda: read_model(checkpoint),
+            sent=lambda _task, _model: None,
+        )
+        server.Server(configured, parts, "run").fit(start)
+        clock.close()
+    return bare, peak()
+
+
+def federation(names: list[str]) -> Federation:
+    """Sites of these names, for two rounds."""
+    data = DataConfigs(dataset_path="data.py", dataset_name="load")
+    settings = {"num_clients": len(names), "num_global_epochs": 2}
+    return Federation(
+        client_configs=SharedClientConfigs(
+            model_configs=ModelConfigs(model_path="model.py", model_name="Net")
+        ),
+        server_configs=ServerConfigs.model_validate(settings),
+        clients=[Client(endpoint_id="local", client_id=n, data_configs=data) for n in names],
+    )
+
+
+class Keeping(FileTransport):
+    """Files that stay."""
+
+    def evict(self, ref: Ref) -> None:
+        """They are used again."""
+
+
+class Answering:
+    """Sites that have trained before they are asked."""
+
+    def __init__(self, update: Ref) -> None:
+        self._update = update
+
+    def submit(self, _client: Client, request: JSONObject) -> Future[JSONObject]:
+        """The answer, at once."""
+        answer = {"job": request["job"], "update": self._update.to_json()}
+        answered: Future[JSONObject] = Future()
+        answered.set_result({"result": answer | {"num_samples": 1, "steps": 1}})
+        return answered
+
+    def health(self, _client: Client) -> None:
+        """All are well."""
+
+    def explain(self, error: BaseException) -> EndpointError:
+        """Nothing fails."""
+        return EndpointError(str(error))
+
+    def session(self, _client: Client) -> None:
+        """None."""
+
+    def recover(self, _session: str, _jobs: Collection[str]) -> dict[str, Future[JSONObject]]:
+        """None."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class Parts:
@@ -104,8 +204,9 @@ def model(megabytes: int) -> Tensors:
 
 
 def peak() -> float:
-    """The most memory that this process has had, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    """The most memory that this process has had, in MB; its parent's is not counted."""
+    (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(line) * 1024 / 1e6
 
 
 def spread(values: tuple[float, ...]) -> str:

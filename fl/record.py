@@ -316,6 +316,14 @@ class Record:
             self._best = self._accuracy
             self._replace("best.safetensors", *self._whole(snapshot.weights))
 
+    def model(self) -> Tensors:
+        """The model of the last checkpoint.
+
+        Raises:
+            CheckpointError: It cannot be read again.
+        """
+        return checkpoint.read_model(self.folder / "checkpoint.safetensors")
+
     def save(self, weights: Tensors) -> Path:
         """Write the final model.
 

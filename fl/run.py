@@ -218,6 +218,7 @@ def _parts(
         evaluate=algorithm.evaluate,
         listen=listen,
         save=record.keep,
+        reload=record.model,
         sent=lambda task, model: record.sent(
             task, ways.endpoints.session(clients[task.client_id]), model
         ),

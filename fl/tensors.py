@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -139,6 +139,31 @@ def decode(data: Data) -> Tensors:
     if end != len(body):
         raise _foreign(data, f"its tensors hold {end} bytes, {len(body)} follow its header")
     return tensors
+
+
+def read_each(take: Callable[[int], Data]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Read what `pieces` and `encode` wrote one tensor at a time, in the order in which they lie.
+
+    Args:
+        take: Gives the next so many bytes, which belong to their tensor from then on.
+
+    Yields:
+        Each tensor with its name.
+
+    Raises:
+        TensorsError: The bytes are not safetensors.
+    """
+    length = bytes(take(LENGTH_BYTES))
+    encoded = length + bytes(take(int.from_bytes(length, "little")))
+    header, end = read_header(encoded)[0], 0
+    try:
+        header.pop("__metadata__", None)
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            begin, end = end, entry["data_offsets"][1]
+            body = memoryview(take(end - begin))
+            yield name, _view(body, {**entry, "data_offsets": [0, len(body)]}, 0)[0]
+    except MALFORMED as error:
+        raise _foreign(encoded, f"{type(error).__name__}: {error}") from error
 
 
 def largest_encoding(tensors: Mapping[str, torch.Tensor]) -> int:

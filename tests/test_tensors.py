@@ -1,3 +1,4 @@
+import io
 import json
 import struct
 
@@ -7,7 +8,16 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fl.tensors import TensorsError, decode, digest, encode, pieces, require_same_layout, size
+from fl.tensors import (
+    TensorsError,
+    decode,
+    digest,
+    encode,
+    pieces,
+    read_each,
+    require_same_layout,
+    size,
+)
 from tests.memory import room
 
 
@@ -27,6 +37,31 @@ def test_round_trip_keeps_names_shapes_dtypes_and_values():
     for name, tensor in original.items():
         assert copy[name].dtype == tensor.dtype
         assert torch.equal(copy[name], tensor)
+
+
+def test_what_is_read_one_by_one_is_what_is_read_at_once():
+    data = encode(model())
+    left = memoryview(bytearray(data))
+
+    def take(count):
+        nonlocal left
+        taken, left = left[:count], left[count:]
+        return taken
+
+    each = dict(read_each(take))
+    assert [*each] == [*decode(data)] and not left
+    for name, tensor in model().items():
+        assert each[name].dtype == tensor.dtype
+        assert torch.equal(each[name], tensor)
+
+
+@pytest.mark.parametrize("lie", [{"dtype": "F99"}, {"shape": [2]}, {"data_offsets": [4, 0]}])
+def test_what_does_not_fit_is_refused_when_it_is_read_one_by_one(lie):
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} | lie
+    text = json.dumps({"a": entry}).encode()
+    data = io.BytesIO(struct.pack("<Q", len(text)) + text + bytes(8))
+    with pytest.raises(TensorsError, match="not a safetensors model"):
+        dict(read_each(data.read))
 
 
 def test_tied_and_sliced_tensors_are_written_twice():

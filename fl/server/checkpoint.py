@@ -18,13 +18,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 
 from fl.errors import FederationError
 from fl.server.strategies import State
-from fl.tensors import Tensors, TensorsError, decode, digest, pieces, read_header
+from fl.tensors import (
+    Data,
+    Tensors,
+    TensorsError,
+    decode,
+    digest,
+    pieces,
+    read_each,
+    read_header,
+)
 
 FORMAT = "fl checkpoint 2"
 DIGEST_BYTES = 32
+MODEL = "model"
+"""What the names of the model's tensors begin with, before a slash."""
 
 
 class CheckpointError(FederationError):
@@ -133,9 +145,44 @@ def load(file: Path) -> Snapshot:
         raise CheckpointError(f"{file}: is no checkpoint: {error}") from error
 
 
+def read_model(file: Path) -> Tensors:
+    """Read the model of a checkpoint alone, in no more memory than it has and one tensor more.
+
+    Args:
+        file: Its path.
+
+    Returns:
+        The global model.
+
+    Raises:
+        CheckpointError: It cannot be read, or is damaged.
+    """
+    hashed = blake3()
+    try:
+        with file.open("rb") as stream:
+            left = os.fstat(stream.fileno()).st_size - DIGEST_BYTES
+
+            def take(count: int) -> Data:
+                nonlocal left
+                if not 0 <= count <= left:
+                    raise TensorsError("it is torn")
+                left -= count
+                data = np.fromfile(stream, np.uint8, count).data
+                hashed.update(data)
+                return data
+
+            each = ((name.partition("/"), tensor) for name, tensor in read_each(take))
+            weights = {name: tensor for (kind, _, name), tensor in each if kind == MODEL}
+            if stream.read() != hashed.digest():
+                raise TensorsError("its bytes do not match their digest")
+    except (OSError, TensorsError) as error:
+        raise CheckpointError(f"{file}: the model cannot be read from it again: {error}") from error
+    return weights
+
+
 def _tensors(snapshot: Snapshot) -> Tensors:
     """All tensors by one name each: model/NAME, aggregator/ROLE/NAME."""
-    named = {f"model/{name}": tensor for name, tensor in snapshot.weights.items()}
+    named = {f"{MODEL}/{name}": tensor for name, tensor in snapshot.weights.items()}
     for role, tensors in snapshot.aggregator.items():
         named |= {f"aggregator/{role}/{name}": tensor for name, tensor in tensors.items()}
     return named
@@ -173,7 +220,7 @@ def _snapshot(tensors: Tensors, rest: dict[str, Any]) -> Snapshot:
     aggregator: State = {role: {} for role in rest["roles"]}
     for name, tensor in tensors.items():
         kind, _, below = name.partition("/")
-        if kind == "model":
+        if kind == MODEL:
             weights[below] = tensor
         else:
             role, _, below = below.partition("/")

@@ -67,6 +67,7 @@ class Parts:
         evaluate: Evaluates a global model at the server, or None.
         listen: Told of everything that happens.
         save: Given a snapshot after every step; it returns once that cannot be lost any more.
+        reload: Reads the model of the last snapshot that was saved; None has it held in memory.
         sent: Told of every task that was sent, and of its model.
         base: The digest of the model's frozen parameters, which sites have; None where none are.
         sealing: The run's keys, where models and updates are sealed.
@@ -81,6 +82,7 @@ class Parts:
     listen: Listener
     save: Callable[[Snapshot], None]
     sent: Callable[[Task, Ref], None]
+    reload: Callable[[], Tensors] | None = None
     base: str | None = None
     sealing: ServerKeys | None = None
 
@@ -100,6 +102,7 @@ class Server:
         self._scheduler, self._aggregator = parts.scheduler, parts.aggregator
         self._clock, self._evaluate = parts.clock, parts.evaluate
         self._listen, self._save, self._sent = parts.listen, parts.save, parts.sent
+        self._reload = parts.reload
         self._sealing = parts.sealing
         self._masking = (
             Masking(federation, parts.endpoints, parts.aggregator, run_id)
@@ -150,7 +153,7 @@ class Server:
         snapshot = replace(start, weights=start.weights.copy(), aggregator={})
         start.weights.clear()
         start.aggregator.clear()
-        this = Round(snapshot, self._clock)
+        this = Round(snapshot, self._clock, self._reload)
         try:
             while snapshot.version < self._rounds and not self._stopping:
                 self._gather(this)
@@ -227,21 +230,21 @@ class Server:
         model = self._objects.model(this.version, max(missed, default=None))
         if model is None:
             with this.phase("broadcast"):
-                encoded: Sequence[Data] = pieces(self._layout(this))
+                encoded: Sequence[Data] = pieces(self._sent_with(this.weights))
                 if self._sealing is not None:
                     encoded = list(self._sealing.seal_model(encoded))
                 model = self._objects.put_model(this.version, encoded)
         return model
 
-    def _layout(self, this: Round) -> Tensors:
+    def _sent_with(self, weights: Tensors) -> Tensors:
         """What is sent, and what an update in clear is like: the model, the aggregator's own."""
-        return {**this.weights, **self._aggregator.extra(this.weights)}
+        return {**weights, **self._aggregator.extra(weights)}
 
     def _expected(self, this: Round) -> Tensors:
         """What an update looks like."""
         if isinstance(self._aggregator, SecureFedAvg):
-            return self._aggregator.masked(this.weights)
-        return self._layout(this)
+            return self._aggregator.masked(this.layout)
+        return self._sent_with(this.layout)
 
     def _job(self, name: str, what: object) -> str:
         """A name unlike any other task's, of a process too that was killed and whose tasks live."""
@@ -324,6 +327,8 @@ class Server:
 
     def _fetch(self, this: Round, answer: Answer) -> Tensors:
         """An update, once it is known that there is room for it, and that it is one."""
+        if this.folded:  # there is a sum already
+            this.let_go()
         layout, ref = self._expected(this), answer.update
         if ref.size > (most := _most_bytes(largest_encoding(layout))):
             raise TransportError(f"its update claims {ref.size} bytes, {most} are the most")
@@ -410,6 +415,7 @@ class Server:
         self._unmask(this)
         with this.phase("aggregate"):
             weights = self._aggregate(this)
+        this.let_go()
         with this.phase("evaluate"):
             evaluation = self._evaluate(weights) if self._evaluate else None
         if not self._scheduler.keeps_late:
@@ -418,7 +424,7 @@ class Server:
             self._listen(found)
         self._listen(this.ended(evaluation, self._aggregator.report()))
         snapshot = self._snapshot(this.number, weights)
-        following = Round(snapshot, self._clock)
+        following = Round(snapshot, self._clock, self._reload)
         with following.phase("checkpoint"):
             self._save(snapshot)
         self._sites.stepped(late=not self._scheduler.keeps_late)

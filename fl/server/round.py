@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -11,7 +11,10 @@ from fl.server.checkpoint import Snapshot
 from fl.server.clock import Clock
 from fl.server.events import ClientFailed, RoundEnded, UpdateReceived
 from fl.server.schedulers import Answer
-from fl.tensors import norm
+from fl.tensors import Tensors, norm
+
+LARGE_BYTES = 1 << 25
+"""A smaller model is held all the time: it takes less than reading it again is worth."""
 
 
 class Round:
@@ -20,11 +23,12 @@ class Round:
     Args:
         snapshot: The run after the last step.
         clock: What its time is told by.
+        reload: Reads the model again, which is kept somewhere; None where it is not.
 
     Attributes:
         number: The round, from 1.
         version: Steps that the server has taken.
-        weights: The model after them.
+        layout: The model's names, shapes and dtypes, in tensors without memory.
         started: Whether anything was sent yet.
         folded: What is in the sum.
         failures: Who gave nothing, and why.
@@ -33,8 +37,12 @@ class Round:
         opened: When its deadline began to run: later, where sites had to agree on masks before.
     """
 
-    def __init__(self, snapshot: Snapshot, clock: Clock) -> None:
-        self.version, self.weights = snapshot.version, snapshot.weights
+    def __init__(
+        self, snapshot: Snapshot, clock: Clock, reload: Callable[[], Tensors] | None = None
+    ) -> None:
+        self.version, self._weights = snapshot.version, snapshot.weights
+        self.layout = {name: tensor.to("meta") for name, tensor in snapshot.weights.items()}
+        self._reload = reload
         self.number = snapshot.version + 1
         self.started = False
         self.folded: list[Answer] = []
@@ -48,6 +56,19 @@ class Round:
     def age(self) -> float:
         """Seconds since the round began."""
         return self._clock.now() - self.began
+
+    @property
+    def weights(self) -> Tensors:
+        """The model after the last step, read again where it is not held."""
+        if self._reload is not None and not self._weights:
+            self._weights.update(self._reload())
+        return self._weights
+
+    def let_go(self) -> None:
+        """Hold a large model no longer: beside the sum and an update, it would be the third."""
+        held = sum(tensor.nbytes for tensor in self._weights.values())
+        if self._reload is not None and held >= LARGE_BYTES:
+            self._weights.clear()
 
     @cached_property
     def model_norm(self) -> float:

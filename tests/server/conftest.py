@@ -9,7 +9,7 @@ import torch
 
 from fl.config import Client, DataConfigs, Federation, ServerConfigs, SharedClientConfigs
 from fl.endpoints.base import EndpointError
-from fl.server import sites
+from fl.server import checkpoint, sites
 from fl.server.aggregators import open_aggregator
 from fl.server.checkpoint import Snapshot
 from fl.server.clock import RealClock
@@ -162,7 +162,7 @@ def fit(federation, transport, weights, monkeypatch):
     """Run a federation of scripted clients.
 
     Gives the weights and the events; what else there was is in `fit.endpoints`, `fit.snapshots`
-    and `fit.server`.
+    and `fit.server`. With a `fit.file` the server keeps its snapshots there.
     """
     monkeypatch.setattr(sites, "CHECK_SECONDS", 0.05)
     monkeypatch.setattr(sites, "SPACING_SECONDS", 0.01)
@@ -182,6 +182,11 @@ def fit(federation, transport, weights, monkeypatch):
             events.append(event)
             on_event(event)
 
+        def keep(snapshot):
+            _fit.snapshots.append(snapshot)
+            if _fit.file is not None:
+                checkpoint.save(_fit.file, snapshot)
+
         parts = Parts(
             endpoints=endpoints,
             transport=transport,
@@ -190,16 +195,19 @@ def fit(federation, transport, weights, monkeypatch):
             clock=clocks[-1],
             evaluate=evaluate,
             listen=listen,
-            save=_fit.snapshots.append,
+            save=keep,
             sent=lambda task, model: None,
             sealing=_fit.sealing,
+            reload=_fit.file and (lambda: checkpoint.read_model(_fit.file)),
         )
         _fit.server = Server(configured, parts, "run")
         _fit.events, _fit.endpoints = events, endpoints
         begin = start or Snapshot(0, dict(weights), {}, {}, {})
+        if _fit.file is not None:
+            checkpoint.save(_fit.file, begin)
         return _fit.server.fit(begin).weights, events
 
-    _fit.prepared = _fit.shared = _fit.sealing = None
+    _fit.prepared = _fit.shared = _fit.sealing = _fit.file = None
     yield _fit
     for clock in clocks:
         clock.close()

@@ -1,6 +1,7 @@
 import errno
 import hashlib
 import os
+import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -47,6 +48,41 @@ def test_what_is_read_is_what_was_written(snapshot, tmp_path):
         snapshot.sites,
     )
     assert [path.name for path in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+def test_the_model_is_read_alone(snapshot, tmp_path):
+    checkpoint.save(tmp_path / "c", snapshot)
+    same(checkpoint.read_model(tmp_path / "c"), snapshot.weights)
+
+
+def shortened(content):
+    return content[:-40]
+
+
+def flipped(content):
+    return content[:-40] + bytes([content[-40] ^ 1]) + content[-39:]
+
+
+def longer(content):
+    return content + b"more"
+
+
+def promising(content):
+    return struct.pack("<Q", 2**62) + content[8:]
+
+
+@pytest.mark.parametrize("damage", [shortened, flipped, longer, promising])
+def test_a_damaged_model_is_not_gone_on_with(snapshot, tmp_path, damage):
+    file = tmp_path / "c"
+    checkpoint.save(file, snapshot)
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(CheckpointError, match="c: the model cannot be read from it again: "):
+        checkpoint.read_model(file)
+
+
+def test_a_model_that_is_gone_is_told(tmp_path):
+    with pytest.raises(CheckpointError, match=r"read from it again: .*No such file"):
+        checkpoint.read_model(tmp_path / "c")
 
 
 def test_tied_weights_are_read_back_as_two(tmp_path, snapshot):

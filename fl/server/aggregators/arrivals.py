@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field
 
 from fl.config import PositiveInt, Section
-from fl.server.aggregators.base import Contribution, Streaming
+from fl.server.aggregators.base import Contribution, Streaming, taken
 from fl.server.aggregators.settings import (
     ClientWeights,
     Positive,
@@ -54,7 +55,7 @@ class FedAsync(Streaming):
         return fedasync_weight(rate, self._mean.total)
 
     def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
-        return mix(weights, mean, rate=self._mean.total / (1 + self._mean.total))
+        return taken(weights, mean, partial(mix, rate=self._mean.total / (1 + self._mean.total)))
 
 
 class FedBuff(Streaming):
@@ -79,7 +80,7 @@ class FedBuff(Streaming):
 
     def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
         size = fedbuff_size(self._mean.total, self._mean.count, learning_rate=self._learning_rate)
-        return add_delta(weights, mean, size=size)
+        return taken(weights, mean, partial(add_delta, size=size))
 
 
 class FedCompass(Streaming):
@@ -114,7 +115,7 @@ class FedCompass(Streaming):
         )
 
     def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
-        return add_delta(weights, mean, size=self._mean.total)
+        return taken(weights, mean, partial(add_delta, size=self._mean.total))
 
 
 class FedQueue(Streaming):
@@ -137,7 +138,7 @@ class FedQueue(Streaming):
         return fedqueue_weight(base, contribution.staleness, discount=self._discount)
 
     def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
-        return add_delta(weights, mean)
+        return taken(weights, mean, add_delta)
 
 
 class Pace(Streaming):
@@ -158,4 +159,4 @@ class Pace(Streaming):
 
     def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
         size = pace_size(self._mean.total, learning_rate=self._learning_rate)
-        return add_delta(weights, mean, size=size)
+        return taken(weights, mean, partial(add_delta, size=size))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import mmap
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
+
+import torch
 
 from fl.errors import FederationError
 from fl.server.aggregation import ROLES, WeightedMean
@@ -64,7 +66,7 @@ class Aggregator(Protocol):
         """More tensors to broadcast with a model; updates carry differences of the same names.
 
         Args:
-            weights: The model.
+            weights: The model; or its layout alone, in tensors of the device `meta`.
 
         Returns:
             The tensors, of names that no model has; `{}` for most.
@@ -164,6 +166,29 @@ class Streaming(Aggregator, ABC):
         """The next model, from the mean of what `wants` says."""
 
 
+def taken(weights: Tensors, mean: Tensors, step: Callable[[Tensors, Tensors], Tensors]) -> Tensors:
+    """Step tensor by tensor, in the mean's memory: a third model is not to be needed beside two.
+
+    Args:
+        weights: The model.
+        mean: Tensors of its names, and others; those of its names are taken out of it.
+        step: What makes the next tensor of one of the model's and one of the mean's.
+
+    Returns:
+        The next model.
+    """
+    moved: Tensors = {}
+    for name, tensor in weights.items():
+        change = mean.pop(name)
+        moved[name] = _within(change, step({name: tensor}, {name: change})[name])
+    return moved
+
+
+def _within(memory: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Values in another tensor's memory, where that fits them."""
+    return memory.copy_(values) if memory.dtype == values.dtype else values
+
+
 class HoldError(FederationError):
     """The server's disk has no room for a round's updates."""
 
@@ -192,7 +217,7 @@ class Holding(Aggregator, ABC):
 
     def step(self, weights: Tensors) -> Tensors:
         """Make the next model from all updates."""
-        moved = add_delta(weights, self._combine(self._updates))
+        moved = taken(weights, self._combine(self._updates), add_delta)
         self._updates = []
         return moved
 

@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 import torch
 
 from fl.config import Section
-from fl.server.aggregators.base import Contribution, Streaming
+from fl.server.aggregators.base import Contribution, Streaming, taken
 from fl.server.aggregators.settings import ClientWeights, Fraction, Positive
 from fl.server.strategies import (
     State,
@@ -66,7 +66,20 @@ class _Averaging(_Rounds):
         return self._weight_of(contribution)
 
     def _step(self, parameters: Tensors, mean: Tensors) -> Tensors:
-        moved, self._memory = self._optimizer(parameters, mean, self._memory)
+        memory: State = {role: {} for role in self.roles}
+
+        def step(tensor: Tensors, change: Tensors) -> Tensors:
+            (name,) = tensor
+            last = {
+                role: {name: its[name]} if name in its else {} for role, its in self._memory.items()
+            }
+            moved, new = self._optimizer(tensor, change, last)
+            for role, its in new.items():
+                memory[role] |= its
+            return moved
+
+        moved = taken(parameters, mean, step)
+        self._memory = memory
         return moved
 
 
@@ -213,7 +226,7 @@ class FedNova(_Rounds):
         size = fednova_size(
             samples, work, self._mean.total, effective_steps=self._settings.effective_steps
         )
-        return add_delta(parameters, mean, size=size)
+        return taken(parameters, mean, partial(add_delta, size=size))
 
 
 class Scaffold(_Rounds):
