@@ -10,7 +10,7 @@ from fl import check as checks
 from fl.check import _skew, _versions
 from fl.cli import main
 from fl.client import masking, task
-from fl.client.check import versions
+from fl.client.check import CODE, versions
 from fl.config_files import Files
 from fl.endpoints.base import EndpointError
 from fl.tensors import digest
@@ -227,6 +227,9 @@ def test_versions_are_compared():
     assert other.outcome == "warning"
     assert other.message == f"torch 1.0 (server: {ours['torch']})"
     assert _versions({**ours, "fl-hpc": "0.0.1"}).outcome == "failed"
+    checkout = _versions({**ours, CODE: "00000000"})
+    assert checkout.outcome == "warning"
+    assert f"fl's code 00000000 (server: {ours[CODE]})" in checkout.message
     assert "dill missing" in _versions({k: v for k, v in ours.items() if k != "dill"}).message
 
 

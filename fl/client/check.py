@@ -12,7 +12,9 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +22,7 @@ from rich.filesize import decimal
 from torch import nn
 from torch.utils.data import Subset
 
+import fl
 from fl.client import control, data, devices, frozen, masking, nodes, site_state, trainer
 from fl.client.policy import Policy, site_policy, told
 from fl.client.request import CheckRequest, RehearseRequest, RequestError
@@ -27,13 +30,15 @@ from fl.client.warm import seed_all
 from fl.config import TrainConfigs
 from fl.errors import FederationError
 from fl.sealing import open_model
-from fl.tensors import Data, decode, require_same_layout
+from fl.tensors import Data, decode, digest, require_same_layout
 from fl.transport import Ref, Transport
 
 Value = TypeVar("Value")
 
 PACKAGES = ("fl-hpc", "torch", "globus-compute-sdk", "parsl", "dill", "proxystore", "numpy")
 """Packages whose versions server and sites compare."""
+CODE = "fl's code"
+"""What stands beside them."""
 
 LEAST_FREE_BYTES = 100_000_000
 """Free space that a site's state folder should have, whatever the model's size."""
@@ -125,14 +130,25 @@ def prove(
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that server and sites compare, as they are here."""
+    """Of Python, the packages that server and sites compare, and `fl`'s code, as they are here."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "missing"
-    return found
+    return found | {CODE: _code()}
+
+
+@cache
+def _code() -> str:
+    """A digest of this installation's own modules: a checkout changes more often than its version.
+
+    Returns:
+        Eight digits in hex.
+    """
+    modules = sorted(Path(fl.__file__).parent.rglob("*.py"))
+    return digest(*(module.read_bytes() for module in modules))[:8]
 
 
 def told_way(ref: Ref, way: Transport) -> str:
