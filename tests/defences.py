@@ -12,6 +12,15 @@ ATTACKS = "tests/end_to_end/test_attacks.py"
 SECRECY = "tests/end_to_end/test_secrecy.py"
 LIE = "a_lying_sites_update_is_refused"
 OUTSIDE = "a_loader_outside_the_sites_code_is_not_run"
+SDK_STRATEGIES = (
+    "JSONData",
+    "DillDataBase64",
+    "AllDataStrategies",
+    "PureSourceTextInspect",
+    "DillCode",
+    "AllCodeStrategies",
+)
+"""What an endpoint of today lets in unless it is told otherwise."""
 STOLEN = "a_stolen_secret_runs_nothing_but_our_task"
 
 
@@ -223,8 +232,7 @@ DEFENCES = [
             Change(
                 "templates/compute/user_config_template.yaml.j2",
                 "    - globus_compute_sdk.serialize.JSONData\n",
-                "    - globus_compute_sdk.serialize.AllCodeStrategies\n"
-                "    - globus_compute_sdk.serialize.AllDataStrategies\n",
+                "".join(f"    - globus_compute_sdk.serialize.{name}\n" for name in SDK_STRATEGIES),
             ),
         ),
         ((ATTACKS, STOLEN),),
