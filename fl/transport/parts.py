@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -40,6 +40,23 @@ TEXT_BYTES = 2000
 """Of an error, what is read."""
 VALID_SECONDS = 7 * 24 * 3600
 """How long a URL lasts, for a task may wait in a batch queue for days; S3 allows no longer."""
+
+
+class Part:
+    """A stretch of an object that is sent from where it lies: iterated, once a try.
+
+    Attributes:
+        views: Its bytes, in order.
+    """
+
+    def __init__(self, views: Sequence[memoryview]) -> None:
+        self.views = views
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.views)  # requests' types know of bytes alone
+
+    def __len__(self) -> int:
+        return size(self.views)
 
 
 class Parts:
@@ -73,7 +90,7 @@ class Parts:
         self._session.mount("https://", adapter)
 
     def ask(
-        self, method: str, url: str, data: bytes | None = None, seconds: float = math.inf
+        self, method: str, url: str, data: Part | bytes | None = None, seconds: float = math.inf
     ) -> requests.Response:
         """One request, to its answer.
 
@@ -123,12 +140,13 @@ class Parts:
             )
         hashed, until = blake3(), time.monotonic() + seconds
 
-        def parts() -> Iterator[tuple[str, bytes]]:
+        def parts() -> Iterator[tuple[str, Part]]:
             for url, part in zip(urls, split(pieces, part_bytes), strict=False):
-                hashed.update(part)
+                for view in part.views:
+                    hashed.update(view)
                 yield url, part
 
-        def put(part: tuple[str, bytes]) -> requests.Response:
+        def put(part: tuple[str, Part]) -> requests.Response:
             return self.ask(method, *part, until - time.monotonic())
 
         answers = list(side_by_side(put, parts()))
@@ -168,9 +186,11 @@ class Parts:
         self._session.close()
 
     def _asked(
-        self, method: str, url: str, data: bytes | None, until: float
+        self, method: str, url: str, data: Part | bytes | None, until: float
     ) -> tuple[requests.Response, str]:
-        response = self._session.request(method, url, data=data, timeout=self._limits(until))
+        # What has no length at all would be sent in chunks, which S3 refuses.
+        body = data or None
+        response = self._session.request(method, url, data=body, timeout=self._limits(until))
         return response, _refusal(response) or _late_error(response)
 
     def _filled(
@@ -249,8 +269,10 @@ def side_by_side(do: Callable[[Given], Made], parts: Iterable[Given]) -> Iterato
             yield waiting.popleft().result()
 
 
-def split(pieces: Sequence[Data], part_bytes: int) -> Iterator[bytes]:
+def split(pieces: Sequence[Data], part_bytes: int) -> Iterator[Part]:
     """All pieces' bytes, in parts of one length but for the last; one part at least.
+
+    They are not copied: what is sent is what the pieces hold by then.
 
     Args:
         pieces: The object.
@@ -259,7 +281,7 @@ def split(pieces: Sequence[Data], part_bytes: int) -> Iterator[bytes]:
     Yields:
         A part.
     """
-    part: list[Data] = []
+    part: list[memoryview] = []
     room = part_bytes
     for piece in pieces:
         left = memoryview(piece)
@@ -268,10 +290,10 @@ def split(pieces: Sequence[Data], part_bytes: int) -> Iterator[bytes]:
             room -= len(part[-1])
             left = left[len(part[-1]) :]
             if room == 0:
-                yield b"".join(part)
+                yield Part(part)
                 part, room = [], part_bytes
     if part or size(pieces) == 0:
-        yield b"".join(part)
+        yield Part(part)
 
 
 def _refusal(response: requests.Response) -> str:
