@@ -240,7 +240,14 @@ DEFENCES = [
     ),
     Defence(
         "a loader outside site_code, by .., by an absolute path, by a link",
-        (Change("fl/client/site_code.py", "if not file.is_relative_to(folder):", "if False:"),),
+        (
+            Change("fl/client/site_code.py", "if not file.is_relative_to(folder):", "if False:"),
+            Change(
+                "fl/client/site_code.py",
+                "return file.relative_to(site_code_folder()).as_posix(), ",
+                "return str(file), ",
+            ),
+        ),
         ((ATTACKS, OUTSIDE),),
         "site",
     ),
@@ -252,29 +259,38 @@ DEFENCES = [
     ),
     Defence(
         "another user on the login node reads our files",
-        (
-            Change(
-                "playbooks/roles/environment/tasks/main.yml",
-                'state: directory\n    mode: "0700"\n  loop: "{{ environment_folders }}"',
-                'state: directory\n    mode: "0755"\n  loop: "{{ environment_folders }}"',
-            ),
-        ),
+        (Change("playbooks/roles/lock/vars/main.yml", "umask 077", "umask 022"),),
         ((SECRECY, "another_user_of_the_login_node_sees_none_of_our_files"),),
         "site",
     ),
     Defence(
-        "the secret in a worker's environment",
+        "the secret in a file too many, and in a worker's environment",
         (
             Change(
-                "playbooks/roles/compute/defaults/main.yml",
-                "  - unset GLOBUS_COMPUTE_CLIENT_ID GLOBUS_COMPUTE_CLIENT_SECRET\n",
-            ),
-            Change(
-                "templates/compute/user_environment.yaml.j2",
-                "               'GLOBUS_COMPUTE_CLIENT_SECRET': '',\n",
+                "templates/site/site.env.j2",
+                "# Settings of {{ inventory_hostname }}",
+                "GLOBUS_COMPUTE_CLIENT_SECRET={{ fl_client_secret }}\n"
+                "# Settings of {{ inventory_hostname }}",
             ),
         ),
         ((SECRECY, "the_secret_is_in_nothing_that_a_deployment_and_a_run_leave"),),
+        "site",
+    ),
+    Defence(
+        "the secret in what a play prints",
+        (
+            Change(
+                "playbooks/roles/credentials/tasks/main.yml",
+                'credentials.env"\n    mode: "0600"\n  no_log: true\n  diff: false\n',
+                'credentials.env"\n    mode: "0600"\n',
+            ),
+        ),
+        (
+            (
+                "tests/deploy/test_deploy.py",
+                "check_works_on_a_site_that_is_not_deployed_and_shows_no_secret",
+            ),
+        ),
         "site",
     ),
     Defence(

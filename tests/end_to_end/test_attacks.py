@@ -311,7 +311,7 @@ def test_what_was_tried_stands_in_the_sites_log_and_a_cut_line_is_found(
     log = federation.dir / "site-a" / "audit.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)
     records = [json.loads(line) for line in lines]
-    refused = [record for record in records if record["client_id"] == "stranger"]
+    refused = [record for record in records if record.get("client_id") == "stranger"]
     rules = {record["rule"] for record in refused if record["event"] == "refused"}
     assert rules == {*(row.split(",")[0] for row in ASKED), *OTHERS, "min_samples", "request"}
     assert federation.call("fl", "audit", "verify", str(log)).returncode == 0
