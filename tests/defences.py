@@ -269,8 +269,7 @@ DEFENCES = [
             Change(
                 "templates/site/site.env.j2",
                 "# Settings of {{ inventory_hostname }}",
-                "GLOBUS_COMPUTE_CLIENT_SECRET={{ fl_client_secret }}\n"
-                "# Settings of {{ inventory_hostname }}",
+                "LEFT={{ fl_client_secret }}\n# Settings of {{ inventory_hostname }}",
             ),
         ),
         ((SECRECY, "the_secret_is_in_nothing_that_a_deployment_and_a_run_leave"),),
