@@ -252,12 +252,6 @@ DEFENCES = [
         "site",
     ),
     Defence(
-        "a line cut from the audit log",
-        (Change("fl/client/audit.py", 'if record["previous"] != previous:', "if False:"),),
-        ((ATTACKS, "what_was_tried_stands_in_the_sites_log_and_a_cut_line"),),
-        "site",
-    ),
-    Defence(
         "another user on the login node reads our files",
         (Change("playbooks/roles/lock/vars/main.yml", "umask 077", "umask 022"),),
         ((SECRECY, "another_user_of_the_login_node_sees_none_of_our_files"),),
@@ -336,6 +330,12 @@ DEFENCES = [
             ),
         ),
         ((ATTACKS, f"{LIE}_by_the_servers_own_loop[a header of 2^63 bytes]"),),
+        "server",
+    ),
+    Defence(
+        "a line cut from the audit log",
+        (Change("fl/client/audit.py", 'if record["previous"] != previous:', "if False:"),),
+        ((ATTACKS, "what_was_tried_stands_in_the_sites_log_and_a_cut_line"),),
         "server",
     ),
     Defence(
