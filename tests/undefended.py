@@ -3,7 +3,7 @@
     python tests/private_loopback.py python -m tests.undefended [WORD ...]
 
 Words choose rows: those whose attack or fault holds one of them; without, all are tried, which
-takes a quarter of an hour. Defences of one `session` are taken out together, for each session
+takes twenty minutes. Defences of one `session` are taken out together, for each session
 deploys a federation of its own. Ends with code 1 where a test passes that should not.
 """
 
