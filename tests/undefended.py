@@ -97,7 +97,7 @@ def told(report: Path, name: str) -> dict[str, str]:
     for case in ET.parse(report).iter("testcase"):  # noqa: S314  (pytest's own)
         full = str(case.get("name"))
         if full.startswith(f"test_{name}"):
-            wrong = [*case.iter("failure")]
+            wrong = list(case.iter("failure"))
             words = " ".join(str(wrong[0].get("message")).split()) if wrong else PASSES
             found[full] = words[:SHOWN]
     return found or {f"test_{name}": PASSES}

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from fl.config import PositiveInt, Section
-from fl.server.aggregators.base import Contribution, Streaming, taken
+from fl.server.aggregators.base import Contribution, Streaming, step_by_tensor
 from fl.server.aggregators.settings import (
     ClientWeights,
     Positive,
@@ -55,7 +55,9 @@ class FedAsync(Streaming):
         return fedasync_weight(rate, self._mean.total)
 
     def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
-        return taken(weights, mean, partial(mix, rate=self._mean.total / (1 + self._mean.total)))
+        return step_by_tensor(
+            weights, mean, partial(mix, rate=self._mean.total / (1 + self._mean.total))
+        )
 
 
 class FedBuff(Streaming):
@@ -80,7 +82,7 @@ class FedBuff(Streaming):
 
     def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
         size = fedbuff_size(self._mean.total, self._mean.count, learning_rate=self._learning_rate)
-        return taken(weights, mean, partial(add_delta, size=size))
+        return step_by_tensor(weights, mean, partial(add_delta, size=size))
 
 
 class FedCompass(Streaming):
@@ -115,7 +117,7 @@ class FedCompass(Streaming):
         )
 
     def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
-        return taken(weights, mean, partial(add_delta, size=self._mean.total))
+        return step_by_tensor(weights, mean, partial(add_delta, size=self._mean.total))
 
 
 class FedQueue(Streaming):
@@ -138,7 +140,7 @@ class FedQueue(Streaming):
         return fedqueue_weight(base, contribution.staleness, discount=self._discount)
 
     def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
-        return taken(weights, mean, add_delta)
+        return step_by_tensor(weights, mean, add_delta)
 
 
 class Pace(Streaming):
@@ -159,4 +161,4 @@ class Pace(Streaming):
 
     def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
         size = pace_size(self._mean.total, learning_rate=self._learning_rate)
-        return taken(weights, mean, partial(add_delta, size=size))
+        return step_by_tensor(weights, mean, partial(add_delta, size=size))

@@ -166,7 +166,9 @@ class Streaming(Aggregator, ABC):
         """The next model, from the mean of what `wants` says."""
 
 
-def taken(weights: Tensors, mean: Tensors, step: Callable[[Tensors, Tensors], Tensors]) -> Tensors:
+def step_by_tensor(
+    weights: Tensors, mean: Tensors, step: Callable[[Tensors, Tensors], Tensors]
+) -> Tensors:
     """Step tensor by tensor, in the mean's memory: a third model is not to be needed beside two.
 
     Args:
@@ -217,7 +219,7 @@ class Holding(Aggregator, ABC):
 
     def step(self, weights: Tensors) -> Tensors:
         """Make the next model from all updates."""
-        moved = taken(weights, self._combine(self._updates), add_delta)
+        moved = step_by_tensor(weights, self._combine(self._updates), add_delta)
         self._updates = []
         return moved
 

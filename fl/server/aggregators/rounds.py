@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 import torch
 
 from fl.config import Section
-from fl.server.aggregators.base import Contribution, Streaming, taken
+from fl.server.aggregators.base import Contribution, Streaming, step_by_tensor
 from fl.server.aggregators.settings import ClientWeights, Fraction, Positive
 from fl.server.strategies import (
     State,
@@ -78,7 +78,7 @@ class _Averaging(_Rounds):
                 memory[role] |= its
             return moved
 
-        moved = taken(parameters, mean, step)
+        moved = step_by_tensor(parameters, mean, step)
         self._memory = memory
         return moved
 
@@ -226,7 +226,7 @@ class FedNova(_Rounds):
         size = fednova_size(
             samples, work, self._mean.total, effective_steps=self._settings.effective_steps
         )
-        return taken(parameters, mean, partial(add_delta, size=size))
+        return step_by_tensor(parameters, mean, partial(add_delta, size=size))
 
 
 class Scaffold(_Rounds):
