@@ -8,7 +8,7 @@ from fl.server.strategies.steps import State, wide_dtype
 from fl.tensors import Tensors
 
 TILE = 1 << 20
-"""Numbers that are widened at a time."""
+"""Numbers that are widened, or stepped, at a time: what lies between takes no model's memory."""
 
 ROLES = frozenset({"mean", "mean_of"})
 """What `WeightedMean.state` names its parts."""

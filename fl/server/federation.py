@@ -138,7 +138,7 @@ class Server:
 
         Returns:
             What there is after the last step: that of round `num_global_epochs`, or an earlier
-            one if `stop` was called.
+            one if `stop` was called. What the aggregator remembers is in what was saved alone.
 
         Raises:
             RoundError: A round cannot get the updates that it needs.
@@ -431,7 +431,8 @@ class Server:
         with following.phase("evict"):
             tasks = [site.task for _, site in self._sites]
             self._objects.evict_models({task.version for task in tasks if task is not None})
-        return snapshot, following
+        # An optimizer's memory may be two models, which the next step replaces.
+        return replace(snapshot, aggregator={}), following
 
     def _unmask(self, this: Round) -> None:
         """Take the masks off the sum, where there are any."""

@@ -466,6 +466,20 @@ def test_the_model_that_a_run_began_with_is_held_by_nobody_once_there_is_another
     assert alive == [[True, True], [False, False]]
 
 
+def test_an_optimizers_last_memory_is_held_by_nobody_once_there_is_the_next(fit):
+    held = []
+
+    def look(event):
+        if isinstance(event, RoundStarted) and event.round == 2:
+            held.append(weakref.ref(fit.snapshots.pop().aggregator["momentum"]["w"]))
+        if isinstance(event, RoundEnded) and event.round == 2:
+            assert held[0]() is None
+
+    settings = {"aggregator": "FedAvgMAggregator", "num_global_epochs": 2}
+    fit({"a": train(1.0)}, on_event=look, **settings)
+    assert held
+
+
 def test_turns_go_on_where_a_run_was_left(fit):
     scripts = {"a": train(1.0)}
     fit(scripts, num_global_epochs=2)

@@ -9,13 +9,14 @@ from typing import Annotated
 from pydantic import Field
 
 from fl.config import PositiveInt, Section
-from fl.server.aggregators.base import Contribution, Streaming, step_by_tensor
+from fl.server.aggregators.base import Contribution, Streaming
 from fl.server.aggregators.settings import (
     ClientWeights,
     Positive,
     Staleness,
     StalenessFunction,
 )
+from fl.server.aggregators.tiles import step_by_tile
 from fl.server.strategies import (
     add_delta,
     fedasync_rate,
@@ -55,7 +56,7 @@ class FedAsync(Streaming):
         return fedasync_weight(rate, self._mean.total)
 
     def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
-        return step_by_tensor(
+        return step_by_tile(
             weights, mean, partial(mix, rate=self._mean.total / (1 + self._mean.total))
         )
 
@@ -82,7 +83,7 @@ class FedBuff(Streaming):
 
     def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
         size = fedbuff_size(self._mean.total, self._mean.count, learning_rate=self._learning_rate)
-        return step_by_tensor(weights, mean, partial(add_delta, size=size))
+        return step_by_tile(weights, mean, partial(add_delta, size=size))
 
 
 class FedCompass(Streaming):
@@ -117,7 +118,7 @@ class FedCompass(Streaming):
         )
 
     def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
-        return step_by_tensor(weights, mean, partial(add_delta, size=self._mean.total))
+        return step_by_tile(weights, mean, partial(add_delta, size=self._mean.total))
 
 
 class FedQueue(Streaming):
@@ -140,7 +141,7 @@ class FedQueue(Streaming):
         return fedqueue_weight(base, contribution.staleness, discount=self._discount)
 
     def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
-        return step_by_tensor(weights, mean, add_delta)
+        return step_by_tile(weights, mean, add_delta)
 
 
 class Pace(Streaming):
@@ -161,4 +162,4 @@ class Pace(Streaming):
 
     def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
         size = pace_size(self._mean.total, learning_rate=self._learning_rate)
-        return step_by_tensor(weights, mean, partial(add_delta, size=size))
+        return step_by_tile(weights, mean, partial(add_delta, size=size))

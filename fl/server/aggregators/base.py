@@ -5,14 +5,13 @@ from __future__ import annotations
 import mmap
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
-import torch
-
 from fl.errors import FederationError
 from fl.server.aggregation import ROLES, WeightedMean
+from fl.server.aggregators.tiles import step_by_tile
 from fl.server.strategies import State, add_delta
 from fl.tensors import Tensors, decode, pieces
 
@@ -147,13 +146,14 @@ class Streaming(Aggregator, ABC):
 
     def state(self) -> State:
         """The memory by `roles`, and the mean as it is."""
-        return {**self._memory, **self._mean.state()}
+        memory = {role: dict(its) for role, its in self._memory.items()}
+        return {**memory, **self._mean.state()}
 
     def restore(self, state: State) -> None:
         """Go on from another's `state`."""
         if foreign := sorted(state.keys() - self.roles - ROLES):
             raise ValueError(f"{foreign[0]} is no state of {type(self).__name__}")
-        self._memory = {role: state[role] for role in self.roles & state.keys()}
+        self._memory = {role: dict(state[role]) for role in self.roles & state.keys()}
         self._mean = WeightedMean()
         self._mean.restore(state)
 
@@ -164,31 +164,6 @@ class Streaming(Aggregator, ABC):
     @abstractmethod
     def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
         """The next model, from the mean of what `wants` says."""
-
-
-def step_by_tensor(
-    weights: Tensors, mean: Tensors, step: Callable[[Tensors, Tensors], Tensors]
-) -> Tensors:
-    """Step tensor by tensor, in the mean's memory: a third model is not to be needed beside two.
-
-    Args:
-        weights: The model.
-        mean: Tensors of its names, and others; those of its names are taken out of it.
-        step: What makes the next tensor of one of the model's and one of the mean's.
-
-    Returns:
-        The next model.
-    """
-    moved: Tensors = {}
-    for name, tensor in weights.items():
-        change = mean.pop(name)
-        moved[name] = _within(change, step({name: tensor}, {name: change})[name])
-    return moved
-
-
-def _within(memory: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Values in another tensor's memory, where that fits them."""
-    return memory.copy_(values) if memory.dtype == values.dtype else values
 
 
 class HoldError(FederationError):
@@ -219,7 +194,7 @@ class Holding(Aggregator, ABC):
 
     def step(self, weights: Tensors) -> Tensors:
         """Make the next model from all updates."""
-        moved = step_by_tensor(weights, self._combine(self._updates), add_delta)
+        moved = step_by_tile(weights, self._combine(self._updates), add_delta)
         self._updates = []
         return moved
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 
 from fl.config import Section
-from fl.server.aggregators.base import Contribution, Streaming, step_by_tensor
+from fl.server.aggregators.base import Contribution, Streaming
 from fl.server.aggregators.settings import ClientWeights, Fraction, Positive
+from fl.server.aggregators.tiles import Optimizer, optimize_by_tile, step_by_tile
 from fl.server.strategies import (
     State,
     add_delta,
@@ -27,14 +28,6 @@ from fl.server.strategies import (
 )
 from fl.server.strategies.steps import wide
 from fl.tensors import Tensors
-
-
-class Optimizer(Protocol):
-    """A server optimizer with its hyper-parameters bound."""
-
-    def __call__(self, weights: Tensors, delta: Tensors, state: State) -> tuple[Tensors, State]:
-        """Step from a model, the clients' mean difference and the last state."""
-        ...
 
 
 class _Rounds(Streaming):
@@ -66,20 +59,8 @@ class _Averaging(_Rounds):
         return self._weight_of(contribution)
 
     def _step(self, parameters: Tensors, mean: Tensors) -> Tensors:
-        memory: State = {role: {} for role in self.roles}
-
-        def step(tensor: Tensors, change: Tensors) -> Tensors:
-            (name,) = tensor
-            last = {
-                role: {name: its[name]} if name in its else {} for role, its in self._memory.items()
-            }
-            moved, new = self._optimizer(tensor, change, last)
-            for role, its in new.items():
-                memory[role] |= its
-            return moved
-
-        moved = step_by_tensor(parameters, mean, step)
-        self._memory = memory
+        moved, memory = optimize_by_tile(parameters, mean, self._memory, self._optimizer)
+        self._memory = {role: memory.get(role, {}) for role in self.roles}
         return moved
 
 
@@ -226,7 +207,7 @@ class FedNova(_Rounds):
         size = fednova_size(
             samples, work, self._mean.total, effective_steps=self._settings.effective_steps
         )
-        return step_by_tensor(parameters, mean, partial(add_delta, size=size))
+        return step_by_tile(parameters, mean, partial(add_delta, size=size))
 
 
 class Scaffold(_Rounds):
