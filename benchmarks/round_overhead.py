@@ -2,10 +2,10 @@
 
     make bench
 
-Claim: a warm round's overhead (everything but training) is within 10 % of one bare no-op task's time
-by the SDK as it is. Both are measured in the same run, over the same two sandbox sites, the no-ops
-before and after the rounds. The SDK looks for results every half second, a run of ours more often:
-what a no-op takes so is the limit that a round comes close to, and stands beside it.
+Claim: a warm round's overhead (everything but training) is within 10 % of one bare no-op task's
+time by the SDK as it is. Both are measured in the same run, over the same two sandbox sites, the
+no-ops before and after the rounds. Beside it no-ops whose results are looked for as often as a run
+of ours does: what is left is the pace at which the SDK is let submit, twice a second.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import torch
 from fl.server.strategies.steps import State, wide_dtype
 from fl.tensors import Tensors
 
-TILE = 1 << 20
+TILE = 1 << 18
 """Numbers that are widened, or stepped, at a time: what lies between takes no model's memory."""
 
 ROLES = frozenset({"mean", "mean_of"})
