@@ -137,7 +137,7 @@ AGGREGATOR = {
     ),
 }
 
-FORMATS = {None, "bf16", "fp16", "int8", "zstd"}
+FORMATS = {None, "bf16", "fp16", "int8", "zstd", "auto"}
 CONNECTORS = ("RedisConnector", "GlobusConnector")
 
 
@@ -201,7 +201,7 @@ def _require_format(compressor: dict[str, Any]) -> None:
     if bounds or not names <= FORMATS:
         raise ValueError(
             "client_configs.comm_configs.compressor_configs: lossy_compressor: bf16, fp16 or int8, "
-            "lossless_compressor: zstd, either or both, and no error bounds; or "
+            "lossless_compressor: zstd or auto, either or both, and no error bounds; or "
             "enable_compression: false"
         )
 

@@ -34,7 +34,7 @@ def compress(tensors: Mapping[str, torch.Tensor], configs: CompressorConfigs) ->
 
     Args:
         tensors: The update; any dtype and device.
-        configs: The format.
+        configs: The format; `auto` is decided before, by `fl.client.codec.chosen`.
 
     Returns:
         Tensors to encode: each under its own name, narrower or as a zstd frame (uint8), and
@@ -57,7 +57,7 @@ def compress(tensors: Mapping[str, torch.Tensor], configs: CompressorConfigs) ->
             values, coded[SCALE + name] = _quantized(name, values)
         elif configs.lossy_compressor is not None:
             values = _cast(name, values, configs.lossy_compressor)
-        coded[name] = _deflated(values) if configs.lossless_compressor else values
+        coded[name] = _deflated(values) if configs.lossless_compressor == "zstd" else values
     return coded
 
 
@@ -86,7 +86,7 @@ def decompress(coded: Tensors, layout: Tensors, configs: CompressorConfigs) -> T
             values = _dense(name, values, left.pop(INDEX + name, None), like, configs.top_k)
         elif is_changed(like, configs):
             dtype = NARROW.get(configs.lossy_compressor or "", like.dtype)
-            if configs.lossless_compressor:
+            if _is_frame(values, configs):
                 values = _inflated(name, values, like.shape, dtype)
             _require(name, values, like.shape, dtype)
             if dtype == torch.int8:
@@ -105,6 +105,12 @@ def is_changed(tensor: torch.Tensor, configs: CompressorConfigs) -> bool:
         and tensor.is_floating_point()
         and tensor.numel() > configs.param_cutoff
     )
+
+
+def _is_frame(values: torch.Tensor, configs: CompressorConfigs) -> bool:
+    """Whether a zstd frame was sent, or has to be one; no format's numbers are of uint8."""
+    by_site = configs.lossless_compressor == "auto" and values.dtype == torch.uint8
+    return by_site or configs.lossless_compressor == "zstd"
 
 
 def _cast(name: str, values: torch.Tensor, lossy: str) -> torch.Tensor:

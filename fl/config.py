@@ -384,8 +384,8 @@ class CompressorConfigs(Section):
     """Off, updates travel in the model's own dtypes."""
     lossy_compressor: Literal["bf16", "fp16", "int8"] | None = None
     """Narrower numbers; int8 has a scale for every 1,024 of them."""
-    lossless_compressor: Literal["zstd"] | None = None
-    """What is applied to the bytes."""
+    lossless_compressor: Literal["zstd", "auto"] | None = None
+    """What is applied to the bytes; `auto` is zstd where a site finds that it saves time."""
     top_k: Annotated[float, Field(gt=0, le=0.5)] | None = None
     """Share of each tensor's numbers that travels, the largest; the site adds the rest to its next
     update."""

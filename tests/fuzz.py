@@ -42,6 +42,7 @@ FORMATS = [
     CompressorConfigs(enable_compression=True, lossless_compressor="zstd"),
     CompressorConfigs(enable_compression=True, lossy_compressor="int8", lossless_compressor="zstd"),
     CompressorConfigs(enable_compression=True, lossy_compressor="bf16"),
+    CompressorConfigs(enable_compression=True, lossy_compressor="int8", lossless_compressor="auto"),
     CompressorConfigs(enable_compression=True, top_k=0.01),
 ]
 

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from fl.client import (
     algorithms,
     budget,
+    codec,
     control,
     data,
     devices,
@@ -126,7 +127,7 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
             with phases("validate"):
                 metrics |= _metrics("val", trainer.evaluate(model, validation_set, configs))
         with phases("put"):
-            coded = pieces(_coded(wanted, update, training.num_samples))
+            coded = pieces(_coded(wanted, update, training.num_samples, phases.seconds["get"]))
             sent = _put(wanted, _sealed(wanted, coded))
     return {
         "job": wanted.job,
@@ -374,13 +375,15 @@ def _price(wanted: TrainRequest, training: trainer.Training) -> dict[str, float]
     return price
 
 
-def _coded(wanted: TrainRequest, update: Tensors, num_samples: int) -> Tensors:
+def _coded(wanted: TrainRequest, update: Tensors, num_samples: int, get_seconds: float) -> Tensors:
     """The update in its format; what top-k leaves out is kept before that."""
     configs = wanted.compressor_configs
     if wanted.masking is not None:
         return masking.masked(update, wanted, wanted.masking, num_samples)
     if not configs.enable_compression or configs.top_k is None:
-        return compress(update, configs)
+        # Of the way's speed, what the model took to come is what is known.
+        speed = Ref.from_json(wanted.model).size / max(get_seconds, 1e-9)
+        return compress(update, codec.chosen(update, configs, speed))
     if wanted.update != "difference" or wanted.train_configs.trainer == "ScaffoldTrainer":
         raise RequestError("request: top_k: is of differences, and of no controls")
     return compress_with_feedback(

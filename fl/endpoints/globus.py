@@ -34,7 +34,7 @@ BURST_LIMIT, BURST_WINDOW_SECONDS = 8, 4
 GROUP_SECONDS = 30.0
 # How often the SDK looks whether a result has come, which it has pushed to it: nobody is asked. By
 # its default every answer would lie there for up to half a second, as long as a small round takes.
-POLL_SECONDS, SDK_POLL_SECONDS = 0.02, 0.5
+POLL_SECONDS, SDK_POLL_SECONDS = 0.05, 0.5
 
 
 class GlobusEndpoints:

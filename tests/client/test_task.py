@@ -3,7 +3,7 @@ import time
 import pytest
 import torch
 
-from fl.client import site_code, task, trainer
+from fl.client import codec, site_code, task, trainer
 from fl.compression import decompress
 from fl.config import CompressorConfigs, ModelConfigs, TrainConfigs
 from fl.tensors import decode
@@ -119,6 +119,24 @@ def test_an_update_travels_in_the_format_that_the_server_wants(site, lossy):
     copy = decompress(coded, plain, CompressorConfigs(**wanted))
     for name, tensor in plain.items():
         torch.testing.assert_close(copy[name], tensor, rtol=0.01, atol=1e-3 if lossy else 0)
+
+
+def test_auto_is_decided_by_the_speed_at_which_the_model_came(site, monkeypatch):
+    wanted = {"enable_compression": True, "lossless_compressor": "auto", "param_cutoff": 8}
+    speeds = []
+
+    def chosen(update, configs, bytes_per_second):
+        speeds.append(bytes_per_second)
+        return configs.model_copy(update={"lossless_compressor": "zstd"})
+
+    monkeypatch.setattr(codec, "chosen", chosen)
+    plain = site.update(update="difference")
+    speeds.clear()
+    coded = site.update(update="difference", compressor_configs=wanted)
+    assert coded["layers.0.weight"].dtype == torch.uint8
+    copy = decompress(coded, plain, CompressorConfigs(**wanted))
+    assert all(torch.equal(copy[name], tensor) for name, tensor in plain.items())
+    assert 1e2 < speeds[0] < 1e9  # a model of some hundred bytes, in no time at all
 
 
 # The local budget.
