@@ -34,14 +34,15 @@ ARGUMENTS = {
     "sums": (),
     "robust": ("100", "16"),
     "formats": (),
+    "auto_format": (),
     "hub": (),
     "secure_sums": (),
-    "deploy_time": ("1", "10"),
+    "deploy_time": ("--repeats", "1", "1", "10", "50"),
 }
 """Scripts that take minutes, in the order of their sections."""
 DAEMONS = ("daemon_rounds", "round_overhead", "hub", "deploy_time")
 MOST_SECONDS = 3600
-"""What a script may take; the peers of `big_rounds` and `daemon_rounds` take longest."""
+"""What a script may take; the peers of `big_rounds`, and fifty sites to deploy, take longest."""
 CLEAN_UP_SECONDS = 300
 """What it has then to take down what it has started."""
 HEAD = """# Measured
