@@ -19,7 +19,17 @@ from pathlib import Path
 from tests.conftest import BIN, TOP, sandbox_environment
 from tests.defences import DEFENCES, Change, Defence
 
-LEFT = (".git", ".venv", ".wheelhouse", "build", "__pycache__", ".*_cache", "runs", ".sandbox")
+LEFT = (
+    ".git",
+    ".venv",
+    ".wheelhouse",
+    ".peers",
+    "build",
+    "__pycache__",
+    ".*_cache",
+    "runs",
+    ".sandbox",
+)
 """What a copy does not need, or gets as a link."""
 SHOWN = 110
 """Characters of what a failing test says."""
