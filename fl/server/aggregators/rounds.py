@@ -36,7 +36,7 @@ class _Rounds(Streaming):
     def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
         parameters = {name: t for name, t in weights.items() if name not in self.buffers}
         buffers = {name: t for name, t in weights.items() if name in self.buffers}
-        moved = self._step(parameters, mean) | add_delta(buffers, mean)
+        moved = self._step(parameters, mean) | step_by_tile(buffers, mean, add_delta)
         return {name: moved[name] for name in weights}
 
     @abstractmethod
