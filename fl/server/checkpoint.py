@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -167,7 +168,9 @@ def read_model(file: Path) -> Tensors:
                 if not 0 <= count <= left:
                     raise TensorsError("it is torn")
                 left -= count
-                data = np.fromfile(stream, np.uint8, count).data
+                data = _memory(count)
+                if stream.readinto(data) != count:
+                    raise TensorsError("it is torn")
                 hashed.update(data)
                 return data
 
@@ -178,6 +181,12 @@ def read_model(file: Path) -> Tensors:
     except (OSError, TensorsError) as error:
         raise CheckpointError(f"{file}: the model cannot be read from it again: {error}") from error
     return weights
+
+
+def _memory(size: int) -> memoryview:
+    """Memory that the system has back as soon as nobody holds it; malloc may keep a model's."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    return memoryview(mmap.mmap(-1, size, flags=flags) if size else bytearray())
 
 
 def _tensors(snapshot: Snapshot) -> Tensors:
