@@ -340,8 +340,10 @@ def explain(
     # A key that takes one of several types has a fault for each.
     expected = [_expected(other) for other in faults if _place(other["loc"]) == place]
     wanted = " or ".join(expected).replace(" or be ", " or ")
-    given = json.dumps(fault["input"], default=str, ensure_ascii=False)[:80]
-    return f"{where}: should {wanted}, not {given}"
+    given = json.dumps(fault["input"], default=str, ensure_ascii=False)
+    if not given.isprintable():  # U+2028, for one, would begin a line
+        given = json.dumps(fault["input"], default=str)
+    return f"{where}: should {wanted}, not {given[:80]}"
 
 
 def _expected(fault: Any) -> str:

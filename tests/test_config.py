@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fl.client.policy import Policy
@@ -210,6 +210,7 @@ TEXTS = st.text(max_size=40) | (VALUES | SERVERS).map(yaml.safe_dump)
     max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(TEXTS)
+@example('"\\L"')
 def test_any_file_is_read_or_refused_in_one_line(tmp_path, text):
     file = tmp_path / "any.yaml"
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
