@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import uuid
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from globus_compute_sdk.sdk import executor as sdk
@@ -24,6 +25,18 @@ def test_the_sdk_looks_for_results_as_often_as_it_is_told(watcher: Any) -> None:
     assert watcher.poll_period_s == globus.SDK_POLL_SECONDS
     assert "call_later(self.poll_period_s" in inspect.getsource(watcher._event_watcher)
     globus._look_often()
+    assert watcher.poll_period_s == globus.POLL_SECONDS
+
+
+def test_a_submit_has_results_looked_for_often(
+    watcher: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = Mock(task_group_id=uuid.uuid4())
+    monkeypatch.setattr(globus, "ComputeClient", Mock())
+    monkeypatch.setattr(globus, "Executor", Mock(return_value=executor))
+    client = Mock(endpoint_id=uuid.uuid4())
+    globus.GlobusEndpoints(uuid.uuid4()).submit(client, {})
+    executor.submit_to_registered_function.assert_called_once()
     assert watcher.poll_period_s == globus.POLL_SECONDS
 
 
