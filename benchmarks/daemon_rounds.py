@@ -138,7 +138,8 @@ class Sandbox:
             "num_global_epochs": ROUNDS,
             "logging_output_dirname": str(folder / "runs"),
         }
-        server["server_configs"].pop("val_data_configs", None)
+        for evaluation in ("server_validation", "data_configs", "early_stopping"):
+            server["server_configs"].pop(evaluation, None)
         for client in clients["clients"]:
             client["data_configs"] = {"dataset_path": "big.py", "dataset_name": "load"}
         if way:
@@ -150,8 +151,12 @@ class Sandbox:
 
     def _play(self, playbook: str) -> None:
         inventories = ["-i", "inventory/sandbox.ini", "-i", str(self._folder / "more.ini")]
-        extra = f"fl_federation_dir={self._folder / 'federation'}"
-        self._call("ansible-playbook", *inventories, "-e", extra, playbook)
+        # Both lie beside an inventory, unless it is said where: these sites' is the folder.
+        variables = {
+            "fl_federation_dir": str(self._folder / "federation"),
+            "fl_wheelhouse": str(TOP / ".wheelhouse"),
+        }
+        self._call("ansible-playbook", *inventories, "-e", json.dumps(variables), playbook)
 
     def _call(self, *command: str) -> None:
         """Run a command; its output is shown if it fails."""

@@ -59,6 +59,7 @@ BY_ARRIVAL = {
     "FedCompassAggregator": ("CompassScheduler", {}, {}, 10),
     "FedQueueAggregator": ("FedQueueScheduler", {"cutoff": 400.0, "max_local_steps": 80}, {}, 5),
     "PaceAggregator": ("PaceScheduler", {"local_steps": 40}, {}, 15),
+    "LatestAggregator": ("PaceScheduler", {"local_steps": 40, "most": 1.0}, {}, 15),
 }
 """Scheduler, its settings, the aggregator's, and steps of the server."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from fl.server.aggregators.arrivals import FedAsync, FedBuff, FedCompass, FedQueue, Pace
 from fl.server.aggregators.base import Aggregator, Contribution
+from fl.server.aggregators.latest import Latest
 from fl.server.aggregators.private import DPFedAvg
 from fl.server.aggregators.registry import open_aggregator
 from fl.server.aggregators.robust import Median, MultiKrum, TrimmedMean
@@ -36,6 +37,7 @@ __all__ = [
     "FedNova",
     "FedQueue",
     "FedYogi",
+    "Latest",
     "Median",
     "MultiKrum",
     "Pace",

@@ -190,7 +190,7 @@ class Holding(Aggregator, ABC):
         Raises:
             HoldError: The disk is full.
         """
-        self._updates.append(_on_disk(update))
+        self._updates.append(on_disk(update))
 
     def step(self, weights: Tensors) -> Tensors:
         """Make the next model from all updates."""
@@ -207,15 +207,25 @@ class Holding(Aggregator, ABC):
         roles = [f"update {index}" for index in range(len(state))]
         if foreign := sorted(state.keys() - set(roles)):
             raise ValueError(f"{foreign[0]} is no state of {type(self).__name__}")
-        self._updates = [_on_disk(state[role]) for role in roles]
+        self._updates = [on_disk(state[role]) for role in roles]
 
     @abstractmethod
     def _combine(self, updates: Sequence[Tensors]) -> Tensors:
         """One difference of many."""
 
 
-def _on_disk(tensors: Tensors) -> Tensors:
-    """The same tensors as views of a file, which goes when they do."""
+def on_disk(tensors: Tensors) -> Tensors:
+    """The same tensors as views of a file in `tempfile.gettempdir()`, which goes when they do.
+
+    Args:
+        tensors: They can be forgotten.
+
+    Returns:
+        Tensors that are not to be written to.
+
+    Raises:
+        HoldError: The disk is full.
+    """
     try:
         with tempfile.TemporaryFile(prefix="fl-update.") as file:
             file.writelines(pieces(tensors))

@@ -8,7 +8,7 @@ from typing import Any
 
 from fl.config import Arguments, ConfigError
 from fl.server import registry
-from fl.server.aggregators import arrivals, private, robust, rounds, secure
+from fl.server.aggregators import arrivals, latest, private, robust, rounds, secure
 from fl.server.aggregators.base import Aggregator
 
 GROUP = "fl.aggregators"
@@ -31,6 +31,7 @@ OURS: Mapping[str, type[Any]] = {
         arrivals.FedCompass,
         arrivals.FedQueue,
         arrivals.Pace,
+        latest.Latest,
         robust.Median,
         robust.TrimmedMean,
         robust.MultiKrum,

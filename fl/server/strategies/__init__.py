@@ -15,13 +15,14 @@ and a step from the weights and that mean. Nothing here changes its inputs or ke
 | FedCompass  | `fedcompass_weight` | differences              | `add_delta` by the weights' sum |
 | FedQueue    | `fedqueue_weight`   | differences              | `add_delta`                     |
 | Pace        | the client's share  | differences              | `add_delta` by `pace_size`      |
+| Latest      | `latest_weight`     | all clients' last models | the mean                        |
 
 A difference is what training added to the model that its client had received
 (`fl.client.algorithms.delta`): those of updates that started from different models can be summed,
-and one of a parameter that nobody trained is exactly zero. FedAsync alone goes towards the client's
-model itself. Tensors keep their dtypes; half precision is stepped in float32 and rounded once. What
-is not a real floating tensor (counters such as batch norm's) has no difference: it is the value,
-and is taken from the mean.
+and one of a parameter that nobody trained is exactly zero. FedAsync and Latest alone take the
+client's model itself. Tensors keep their dtypes; half precision is stepped in float32 and rounded
+once. What is not a real floating tensor (counters such as batch norm's) has no difference: it is
+the value, and is taken from the mean.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from fl.server.strategies.fedqueue import (
     fedqueue_weight,
     observe_queue,
 )
+from fl.server.strategies.latest import latest_weight
 from fl.server.strategies.optimizers import fedadagrad, fedadam, fedavg, fedavgm, fedyogi
 from fl.server.strategies.pace import pace_close, pace_size, pace_steps
 from fl.server.strategies.scaffold import scaffold
@@ -57,7 +59,7 @@ from fl.server.strategies.staleness import (
     hinge,
     polynomial,
 )
-from fl.server.strategies.steps import State, add_delta, mix
+from fl.server.strategies.steps import State, add_delta, each, mix
 
 __all__ = [
     "ArrivalGroup",
@@ -67,6 +69,7 @@ __all__ = [
     "State",
     "add_delta",
     "constant",
+    "each",
     "exponential",
     "fedadagrad",
     "fedadam",
@@ -88,6 +91,7 @@ __all__ = [
     "fedyogi",
     "harmonic",
     "hinge",
+    "latest_weight",
     "mix",
     "observe_queue",
     "pace_close",

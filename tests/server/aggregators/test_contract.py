@@ -199,7 +199,13 @@ def test_given_weights_scale_out(name):
 
 
 # By samples, here.
-ALIKE = {"FedBuffAggregator", "FedCompassAggregator", "PaceAggregator", "ScaffoldAggregator"}
+ALIKE = {
+    "FedBuffAggregator",
+    "FedCompassAggregator",
+    "LatestAggregator",
+    "PaceAggregator",
+    "ScaffoldAggregator",
+}
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -221,7 +227,12 @@ def test_counters_are_trained_values(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["FedAvgAggregator", "FedQueueAggregator", "ScaffoldAggregator", *sorted(HOLDING)],
+    [
+        "FedAvgAggregator",
+        "FedQueueAggregator",
+        "ScaffoldAggregator",
+        *sorted(HOLDING),
+    ],
 )
 def test_half_precision_is_rounded_once(name):
     # The two are neighbours in bfloat16. Added to 1, a half of 2^-7 is a tie, which goes to 1; the

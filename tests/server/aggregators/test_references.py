@@ -97,6 +97,15 @@ def pace(x, deltas, known, memory):
     return x + 0.9 * np.sqrt(shares.sum()) * average(deltas, shares)
 
 
+def latest(x, models, known, memory):
+    """docs/queues.md: everybody's last model, by samples and 0.95 to the steps since."""
+    last = memory.setdefault("last", {})
+    step = memory["step"] = memory.get("step", 0) + 1
+    last |= {one.client_id: (model, step) for model, one in zip(models, known, strict=True)}
+    weights = [SAMPLES[client] * 0.95 ** (step - came) for client, (_, came) in last.items()]
+    return average(np.array([model for model, _ in last.values()]), weights)
+
+
 def fedasync(x, models, known, memory):
     """Xie et al. 2019: one after the other, hinged."""
     for update, one in zip(models, known, strict=True):
@@ -186,6 +195,7 @@ CASES = [
         fedqueue_exponential,
     ),
     ("PaceAggregator", {"server_learning_rate": 0.9}, pace),
+    ("LatestAggregator", {}, latest),
     ("MedianAggregator", {}, median),
     ("TrimmedMeanAggregator", {"fraction": 0.2}, trimmed_mean),
     ("MultiKrumAggregator", {"num_byzantine": 1}, multi_krum),
