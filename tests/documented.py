@@ -90,7 +90,9 @@ NOT_HERE = {
     "pip install 'fl-hpc[tensorboard]' tensorboard": "asks a package index",
     "tensorboard --logdir runs": "serves pages until it is stopped",
     "python -m benchmarks.updates": "measures, which says nothing beside other tests",
-    "python -m benchmarks.big_rounds 100 400 1000": "measures, which says nothing beside other tests",
+    "python -m benchmarks.big_rounds 100 400 1000": (
+        "measures, which says nothing beside other tests"
+    ),
     "python -m benchmarks.secure_sums": "measures, which says nothing beside other tests",
     "python tests/private_loopback.py python -m benchmarks.hub": (
         "measures, which says nothing beside other tests"

@@ -54,6 +54,12 @@ def test_the_server_reads_both_alike(lossy, speed):
         assert torch.equal(copy[name], tensor)
 
 
+def test_a_process_that_is_held_up_in_the_cast_does_not_make_zstd_pay(monkeypatch):
+    clock = iter([0.0, 5.0, 5.0, 5.1, 5.1, 5.2])  # five seconds, and a tenth each
+    monkeypatch.setattr(codec.time, "perf_counter", lambda: next(clock))
+    assert chosen(update(), auto("bf16"), FAST).lossless_compressor is None
+
+
 def test_nothing_is_tried_where_nothing_is_to_be_decided(monkeypatch):
     monkeypatch.setattr(codec, "compress", None)
     for configs in (CompressorConfigs(), auto().model_copy(update={"lossless_compressor": "zstd"})):

@@ -175,7 +175,7 @@ def test_the_loop_is_told_how_many_updates_make_a_step():
     assert open_aggregator("FedBuffAggregator", {"K": 4}, CLIENTS).updates_per_step == 4
     assert FedBuff.updates_per_step is FedAdam.updates_per_step is None
     wanting_models = [name for name in OURS if open_aggregator(name, {}, CLIENTS).wants == "model"]
-    assert wanting_models == ["FedAsyncAggregator"]
+    assert wanting_models == ["FedAsyncAggregator", "LatestAggregator"]
 
 
 PAGE = Path(__file__).parents[3] / "docs" / "algorithms.md"
