@@ -227,12 +227,7 @@ def test_counters_are_trained_values(name):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "FedAvgAggregator",
-        "FedQueueAggregator",
-        "ScaffoldAggregator",
-        *sorted(HOLDING),
-    ],
+    ["FedAvgAggregator", "FedQueueAggregator", "ScaffoldAggregator", *sorted(HOLDING)],
 )
 def test_half_precision_is_rounded_once(name):
     # The two are neighbours in bfloat16. Added to 1, a half of 2^-7 is a tie, which goes to 1; the
