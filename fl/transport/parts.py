@@ -116,7 +116,7 @@ class Parts:
         pieces: Sequence[Data],
         part_bytes: int,
         method: str = "PUT",
-        seconds: float = math.inf,
+        each: float = math.inf,
     ) -> tuple[list[requests.Response], str]:
         """Send an object in parts.
 
@@ -125,7 +125,7 @@ class Parts:
             pieces: The object.
             part_bytes: The length of all parts but the last.
             method: HTTP's.
-            seconds: After which no part is waited for any more, nor sent again.
+            each: Seconds after which a part is not waited for any more, nor sent again.
 
         Returns:
             The answers, in order; and the object's digest.
@@ -138,7 +138,7 @@ class Parts:
                 f"model of {size(pieces)} bytes is larger than what the server has granted "
                 f"({len(urls)} parts of {part_bytes} bytes)"
             )
-        hashed, until = blake3(), time.monotonic() + seconds
+        hashed = blake3()
 
         def parts() -> Iterator[tuple[str, Part]]:
             for url, part in zip(urls, split(pieces, part_bytes), strict=False):
@@ -147,18 +147,25 @@ class Parts:
                 yield url, part
 
         def put(part: tuple[str, Part]) -> requests.Response:
-            return self.ask(method, *part, until - time.monotonic())
+            return self.ask(method, *part, each)
 
         answers = list(side_by_side(put, parts()))
         return answers, hashed.hexdigest()
 
-    def read(self, ref: Ref, places: Iterable[tuple[str, int]], seconds: float = math.inf) -> Data:
+    def read(
+        self,
+        ref: Ref,
+        places: Iterable[tuple[str, int]],
+        seconds: float = math.inf,
+        each: float = math.inf,
+    ) -> Data:
         """Fetch an object's parts.
 
         Args:
             ref: Its reference.
             places: Each part's URL, and where it begins in what is there.
             seconds: After which none is waited for any more, nor asked for again.
+            each: Seconds after which that is so of one part.
 
         Returns:
             The bytes, which belong to the caller.
@@ -169,10 +176,11 @@ class Parts:
         # NumPy's memory is of huge pages and not written with zeros first: see `receive`.
         buffer, hashed = np.empty(ref.size, np.uint8).data, blake3()
         rooms = (buffer[begin : begin + PART_BYTES] for begin in range(0, ref.size, PART_BYTES))
-        until = time.monotonic() + seconds
+        end = time.monotonic() + seconds
 
         def fill(part: tuple[tuple[str, int], memoryview]) -> memoryview:
             (url, begin), room = part
+            until = min(end, time.monotonic() + each)
             self._tried("GET", url, lambda: self._filled(url, begin, room, until), until)
             return room
 

@@ -3,9 +3,9 @@
 The endpoint of this machine is found among the federation's as `EndpointConnector` does it, and the
 bytes go to and from its HTTP interface, with requests of ours: the connector's wait for ever, also
 for an endpoint that ProxyStore has ended half and that only listens, and ProxyStore's own functions
-hold an object three times and take whatever size comes. Raw bytes are stored, in parts, so that one
-that is lost on the way is sent again and not all of them; never ProxyStore's serialized objects:
-its deserializer takes a pickle from anyone.
+hold an object three times and take whatever size comes. A request that takes too long is given up
+and left open. Raw bytes are stored, in parts, so that one that is lost on the way is sent again and
+not all of them; never ProxyStore's serialized objects: its deserializer takes a pickle from anyone.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import suppress
+from threading import Thread
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -25,16 +27,18 @@ from proxystore.utils.environment import home_dir
 
 from fl.tensors import Data, size
 from fl.transport.base import GoneError, Ref, TransportError, UnreachableError, wrong_way
-from fl.transport.parts import PART_BYTES, Parts, side_by_side
+from fl.transport.parts import PART_BYTES, THREADS, Parts, side_by_side
 
 CONNECT_SECONDS = 10.0
-# An endpoint answers a get only once it has the whole part from its peer. Peers have been
-# measured at 29 MB/s on one host; a tenth of that is taken for dead.
+# An endpoint answers a get only once it has the whole part from its peer, which answers its peers
+# one after the other: all of a federation's may have asked for as many parts before. Peers have
+# been measured at 29 MB/s on one host; a tenth of that is taken for dead.
 BASE_SECONDS = 60.0
 BYTES_PER_SECOND = 3e6
-# Endpoints answer their peers one after the other, and many may be before this one: how long that
-# may take is said by each operation.
+# How long a request stays open, waited for or not; that is said by each operation.
 SILENCE_SECONDS = 3600.0
+CLOSE_SECONDS = 30.0
+"""What requests that nobody waits for any more are given to be answered, when all is closed."""
 # What is to be evicted is so, once the peer comes to it, whether that is waited for or not.
 EVICT_SECONDS, LONGEST_EVICT_SECONDS = 10.0, 60.0
 EVICT_BYTES_PER_SECOND = 1e9
@@ -66,7 +70,7 @@ class ProxystoreTransport:
         ref = Ref(self.name, key, size(pieces), "")
         urls = list(self._urls("set", ref))
         try:
-            _, digest = self._parts.put(urls, pieces, PART_BYTES, "POST", _patience(ref))
+            _, digest = self._parts.put(urls, pieces, PART_BYTES, "POST", self._patience(ref))
         except TransportError:
             with suppress(TransportError):
                 self.evict(ref)
@@ -78,7 +82,7 @@ class ProxystoreTransport:
         self._require_ours(ref)
         places = ((url, 0) for url in self._urls("get", ref))
         try:
-            return self._parts.read(ref, places, min(_patience(ref), seconds))
+            return self._parts.read(ref, places, seconds, self._patience(ref))
         except GoneError as error:
             raise GoneError(
                 f"model {ref.key['object']} is no longer at ProxyStore endpoint "
@@ -113,6 +117,11 @@ class ProxystoreTransport:
         """Close the connection to the endpoint."""
         self._parts.close()
 
+    def _patience(self, ref: Ref) -> float:
+        """Seconds that a part of an object may take."""
+        before = len(self._known) * THREADS
+        return BASE_SECONDS + before * min(ref.size, PART_BYTES) / BYTES_PER_SECOND
+
     def _urls(self, operation: str, ref: Ref) -> Iterator[str]:
         """Of each part, in order.
 
@@ -136,12 +145,59 @@ def connect() -> Parts:
 
     One that says 500 has waited for its peer, and is not asked again.
     """
-    return Parts("ProxyStore", {}, proxied=False, silence=SILENCE_SECONDS, final=500)
+    adapter = _LeftOpen(pool_maxsize=THREADS)
+    return Parts("ProxyStore", {}, adapter, proxied=False, silence=SILENCE_SECONDS, final=500)
 
 
-def _patience(ref: Ref) -> float:
-    """Seconds that an object may take."""
-    return BASE_SECONDS + ref.size / BYTES_PER_SECOND
+class _LeftOpen(requests.adapters.HTTPAdapter):
+    """Stops waiting for an answer, and leaves the request open until there is one.
+
+    ProxyStore 1.1's endpoint cancels what it waits for when its client hangs up, and ends, with all
+    the objects that it has in memory, when the peer's answer to that comes after all.
+    """
+
+    def __init__(self, pool_maxsize: int) -> None:
+        super().__init__(pool_maxsize=pool_maxsize)
+        self._given_up: set[Future[requests.Response]] = set()
+
+    def send(
+        self,
+        request: requests.PreparedRequest,
+        stream: bool = False,
+        timeout: float | tuple[float, float] | tuple[float, None] | None = None,
+        verify: bool | str = True,
+        cert: bytes | str | tuple[bytes | str, bytes | str] | None = None,
+        proxies: Mapping[str, str] | None = None,
+    ) -> requests.Response:
+        """Send a request; raises ReadTimeout once its answer has taken too long."""
+        connect, seconds = timeout if isinstance(timeout, tuple) else (timeout, timeout)
+        answer: Future[requests.Response] = Future()
+        ask = super().send
+
+        def send() -> None:
+            try:
+                limits = (connect or CONNECT_SECONDS, SILENCE_SECONDS)
+                answer.set_result(ask(request, stream, limits, verify, cert, proxies))
+            except Exception as error:  # whoever waits raises it
+                answer.set_exception(error)
+
+        Thread(target=send, name="ProxyStore request", daemon=True).start()
+        try:
+            return answer.result(seconds)
+        except TimeoutError:
+            self._given_up.add(answer)
+            answer.add_done_callback(self._drop)
+            raise requests.ReadTimeout(f"Read timed out. (read timeout={seconds})") from None
+
+    def close(self) -> None:
+        """Close connections, but none at once that an endpoint may still be answering."""
+        wait(set(self._given_up), CLOSE_SECONDS)
+        super().close()
+
+    def _drop(self, answer: Future[requests.Response]) -> None:
+        self._given_up.discard(answer)
+        if answer.exception() is None:
+            answer.result().close()
 
 
 def _endpoint_here(endpoints: Collection[UUID]) -> EndpointConfig:

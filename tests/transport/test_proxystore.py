@@ -6,13 +6,14 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from subprocess import DEVNULL
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID, uuid4
 
 import psutil
 import pytest
 import requests
-from proxystore.endpoint.config import EndpointConfig, write_config
+from proxystore.endpoint.config import EndpointConfig, EndpointRelayConfig, write_config
 
 from fl.transport import parts, proxystore
 from fl.transport.base import GoneError, Ref, TransportError, UnreachableError
@@ -42,8 +43,8 @@ def endpoint(tmp_path_factory):
     process = subprocess.Popen(
         [Path(sys.executable).with_name("proxystore-endpoint"), "start", "solo", "--no-detach"],
         env={**os.environ, "PROXYSTORE_HOME": str(home)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=DEVNULL,
+        stderr=DEVNULL,
         start_new_session=True,
     )
     try:
@@ -54,6 +55,56 @@ def endpoint(tmp_path_factory):
         os.environ.pop("PROXYSTORE_HOME", None)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@pytest.fixture
+def peers(tmp_path, monkeypatch):
+    """Two real endpoints that meet at a real relay, the first of them here; and the other's end."""
+    relay_port = free_port()
+    relay = EndpointRelayConfig(address=f"ws://127.0.0.1:{relay_port}")
+    processes, configs = [], []
+
+    def start(port, home, program, *arguments):
+        command = [Path(sys.executable).with_name(program), *arguments]
+        environment = {**os.environ, "PROXYSTORE_HOME": str(home)}
+        processes.append(subprocess.Popen(command, env=environment, stdout=DEVNULL, stderr=DEVNULL))
+        wait_for(lambda: listens(port))
+
+    try:
+        start(
+            relay_port,
+            tmp_path,
+            "proxystore-relay",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(relay_port),
+        )
+        for name in ("here", "there"):
+            config = EndpointConfig(
+                name=name, uuid=str(uuid4()), port=free_port(), host="127.0.0.1", relay=relay
+            )
+            write_config(config, str(tmp_path / name / "endpoint"))
+            start(
+                config.port,
+                tmp_path / name,
+                "proxystore-endpoint",
+                "start",
+                "endpoint",
+                "--no-detach",
+            )
+            configs.append(config)
+        monkeypatch.setenv("PROXYSTORE_HOME", str(tmp_path / "here"))
+        yield configs, processes[-1]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def answers(port):
@@ -195,3 +246,44 @@ def test_nor_for_longer_than_the_caller_waits(transport, silent, monkeypatch):
 def test_nor_is_it_waited_for_to_begin_with(silent):
     with pytest.raises(TransportError, match=r"answers from here \(ReadTimeout"):
         ProxystoreTransport([UUID(silent[0].uuid)])
+
+
+def test_one_that_answers_after_it_was_given_up_finds_the_endpoint_alive(peers, monkeypatch):
+    """An endpoint whose client has hung up is ended by its peer's answer."""
+    (here, there), process = peers
+    endpoints = [UUID(here.uuid), UUID(there.uuid)]
+    transport = ProxystoreTransport(endpoints)
+    late = Ref("proxystore", {"object": "1", "endpoint_id": there.uuid}, 5, "")
+    with pytest.raises(GoneError):  # they have met
+        transport.get(late)
+    process.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr(proxystore, "EVICT_SECONDS", 1.0)
+    with pytest.raises(UnreachableError, match="timed out"):
+        transport.get(late, 1.0)
+    with pytest.raises(UnreachableError, match="timed out"):
+        transport.evict(late)
+    process.send_signal(signal.SIGCONT)
+    transport.close()  # returns once both have been answered
+    with pytest.raises(GoneError):  # which it says after those
+        ProxystoreTransport(endpoints).get(late)
+
+
+def test_what_is_left_open_is_not_waited_for_for_ever(peers, monkeypatch):
+    (here, there), process = peers
+    transport = ProxystoreTransport([UUID(here.uuid), UUID(there.uuid)])
+    monkeypatch.setattr(proxystore, "CLOSE_SECONDS", 0.2)
+    process.send_signal(signal.SIGSTOP)
+    lost = Ref("proxystore", {"object": "1", "endpoint_id": there.uuid}, 5, "")
+    with pytest.raises(UnreachableError, match="timed out"):
+        transport.get(lost, 1.0)
+    began = time.monotonic()
+    transport.close()
+    assert time.monotonic() - began < 5
+
+
+def test_a_part_has_time_for_those_that_all_may_have_asked_for_before(transport):
+    mine = transport._patience(Ref("proxystore", {}, 10**9, ""))
+    transport._known |= {str(number) for number in range(62)}
+    everybody = transport._patience(Ref("proxystore", {}, 10**9, ""))
+    alone = 2 * 4 * PART / 3e6
+    assert (mine, everybody) == pytest.approx((60 + alone, 60 + 32 * alone))
