@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
@@ -69,14 +69,15 @@ def compare(sandbox: Sandbox, megabytes: int) -> None:
 
 
 class Sandbox:
-    """Four sites over `fl sandbox`, all on this machine.
+    """Sites over `fl sandbox`, all on this machine.
 
     Args:
         folder: Where all of it lives.
+        sites: Their names.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, sites: Sequence[str] = SITES) -> None:
+        self._folder, self._sites = folder, sites
         self._environment = {
             **os.environ,
             "FL_SANDBOX_DIR": str(folder),
@@ -84,16 +85,16 @@ class Sandbox:
         }
 
     def deploy(self) -> None:
-        """Every daemon of the four sites, and the model's code beside them."""
-        more = "".join(f"{site}\n" for site in SITES)
+        """Every daemon of the sites, and the model's code beside them."""
+        more = "".join(f"{site}\n" for site in self._sites)
         (self._folder / "more.ini").write_text(f"[sites]\n{more}")
         self._call("fl", "sandbox", "up")
         self._play("deploy.yml")
-        for place in ("home", *SITES):
+        for place in ("home", *self._sites):
             (self._folder / place / "site_code" / "big.py").write_text(CODE)
 
-    def rounds(self, megabytes: int, *, files: bool) -> list[float]:
-        """Seconds of each warm round of one run."""
+    def rounds(self, megabytes: int, *, files: bool, sites: int | None = None) -> list[float]:
+        """Seconds of each warm round of one run, of all sites or the first of them."""
         with tempfile.TemporaryDirectory(dir=self._folder, prefix="run.") as name:
             folder = Path(name)
             shared = {
@@ -101,7 +102,7 @@ class Sandbox:
                 "connector_type": "FileConnector",
                 "connector_configs": {"store_dir": str(folder / "models")},
             }
-            arguments = self._write(folder, megabytes, shared if files else None)
+            arguments = self._write(folder, megabytes, shared if files else None, sites)
             self._call("fl-run", *arguments)
             (metrics,) = folder.glob("runs/*/metrics.jsonl")
             lines = [json.loads(line) for line in metrics.read_text().splitlines()]
@@ -121,11 +122,14 @@ class Sandbox:
         self._play("playbooks/teardown.yml")
         self._call("fl", "sandbox", "down")
 
-    def _write(self, folder: Path, megabytes: int, way: dict[str, object] | None) -> list[str]:
+    def _write(
+        self, folder: Path, megabytes: int, way: dict[str, object] | None, sites: int | None
+    ) -> list[str]:
         """The deployment's two files, with the big model in them and another way for it."""
         deployed = self._folder / "federation"
         server = yaml.safe_load((deployed / "server.yaml").read_text())
         clients = yaml.safe_load((deployed / "clients.yaml").read_text())
+        clients["clients"] = clients["clients"][:sites]
         server["client_configs"] |= {
             "model_configs": {
                 "model_path": "big.py",
@@ -135,6 +139,7 @@ class Sandbox:
             "train_configs": {},
         }
         server["server_configs"] |= {
+            "num_clients": len(clients["clients"]),
             "num_global_epochs": ROUNDS,
             "logging_output_dirname": str(folder / "runs"),
         }

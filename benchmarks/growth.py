@@ -1,10 +1,11 @@
-"""How a round's cost grows with clients and with the model, as slopes of log-log lines.
+"""How a round's cost grows with clients, sites and the model, as slopes of log-log lines.
 
-    python -m benchmarks.growth [picture.svg]
+    python tests/private_loopback.py python -m benchmarks.growth [picture.svg]
 
-Claim: twice the clients, or twice the model, cost at most 2.14 times the seconds (a slope of 1.1).
-Clients are local and do not train; what is small enough costs the loop's own milliseconds, so that
-a slope is fitted to the upper half of its line.
+Claim: twice the clients, the sites or the model cost at most 2.14 times the seconds (a slope of
+1.1). Nobody trains. Clients are local; sites are Globus Compute's daemons on this machine, over
+`fl sandbox`. What is small enough costs the loop's own milliseconds, so that a slope is fitted to
+the upper half of its line. The largest model has one client: all its copies lie in memory.
 """
 
 from __future__ import annotations
@@ -12,21 +13,26 @@ from __future__ import annotations
 import math
 import statistics
 import sys
+import tempfile
+from pathlib import Path
 
 import altair as alt
 
 from benchmarks.big_rounds import rounds
+from benchmarks.daemon_rounds import Sandbox
 
 CLIENTS = (1, 4, 16, 64, 256, 1024)  # with a model of 1 MB
-MEGABYTES = (1, 4, 16, 64, 256, 1024)  # with two clients
+SITES = (1, 2, 4, 8)  # with a model of 10 MB
+MEGABYTES = (1, 4, 16, 64, 256, 1024, 4096)  # with one client
 ROUNDS = 5
 
 
 def main() -> None:
-    """Measure both lines, fit, draw."""
+    """Measure the lines, fit, draw."""
     lines = {
         "clients, 1 MB": {count: seconds(1, count) for count in CLIENTS},
-        "MB, 2 clients": {size: seconds(size, 2) for size in MEGABYTES},
+        "sites, 10 MB": sites(),
+        "MB, one client": {size: seconds(size, 1) for size in MEGABYTES},
     }
     for name, line in lines.items():
         print(f"{name:14} " + "  ".join(f"{x}: {y:.3f} s" for x, y in line.items()))
@@ -41,6 +47,20 @@ def seconds(megabytes: float, clients: int) -> float:
     return statistics.median(entry["seconds"]["total"] for entry in run)
 
 
+def sites() -> dict[int, float]:
+    """The same of runs over daemons, which are deployed once for the most sites."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="fl-bench.") as name:
+        sandbox = Sandbox(Path(name), [f"site-{letter}" for letter in "abcdefgh"])
+        try:
+            sandbox.deploy()
+            return {
+                count: statistics.median(sandbox.rounds(10, files=True, sites=count))
+                for count in SITES
+            }
+        finally:
+            sandbox.take_down()
+
+
 def slope(line: dict[int, float]) -> float:
     """The exponent by which the upper half of a line grows: least squares of the logarithms."""
     upper = [(math.log(x), math.log(y)) for x, y in line.items()][len(line) // 2 :]
@@ -49,7 +69,7 @@ def slope(line: dict[int, float]) -> float:
 
 
 def draw(lines: dict[str, dict[int, float]], file: str) -> None:
-    """Both lines, on logarithmic axes."""
+    """The lines, on logarithmic axes."""
     rows = [
         {"of": name, "number": x, "seconds": y}
         for name, line in lines.items()
@@ -60,7 +80,7 @@ def draw(lines: dict[str, dict[int, float]], file: str) -> None:
         alt.Chart(alt.Data(values=rows), width=480, height=280)
         .mark_line(point=True)
         .encode(
-            x=alt.X("number:Q", title="clients, or MB of the model", scale=scale),
+            x=alt.X("number:Q", title="clients, sites, or MB of the model", scale=scale),
             y=alt.Y("seconds:Q", title="seconds a round", scale=scale),
             color=alt.Color("of:N", title=None),
         )

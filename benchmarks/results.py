@@ -40,7 +40,7 @@ ARGUMENTS = {
     "deploy_time": ("--repeats", "1", "1", "10", "50"),
 }
 """Scripts that take minutes, in the order of their sections."""
-DAEMONS = ("daemon_rounds", "round_overhead", "hub", "deploy_time")
+DAEMONS = ("daemon_rounds", "growth", "round_overhead", "hub", "deploy_time")
 MOST_SECONDS = 3600
 """What a script may take; the peers of `big_rounds`, and fifty sites to deploy, take longest."""
 CLEAN_UP_SECONDS = 300

@@ -59,7 +59,6 @@ def write(file: Path, data: bytes, *, durable: bool) -> None:
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        _make(file.parent)
         try:
             _write(temporary, data, durable)
             temporary.replace(file)
@@ -86,7 +85,6 @@ def write_once(file: Path, data: bytes) -> bytes:
     """
     temporary = file.with_name(f".{file.name}.{uuid4().hex}")  # two hosts share pids
     try:
-        _make(file.parent)
         try:
             _write(temporary, data, durable=True)
             with suppress(FileExistsError):
@@ -120,12 +118,21 @@ def _make(parent: Path) -> None:
 
 
 def _write(file: Path, data: bytes, durable: bool) -> None:
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as out:
+    with os.fdopen(_opened(file), "wb") as out:
         out.write(data)
         if durable:
             out.flush()
-            os.fsync(descriptor)
+            os.fsync(out.fileno())
+
+
+def _opened(file: Path) -> int:
+    """A file to be written; its folders are looked at where they are missing alone."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    try:
+        return os.open(file, flags, 0o600)
+    except FileNotFoundError:
+        _make(file.parent)
+        return os.open(file, flags, 0o600)
 
 
 def _sync(parent: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fl.client import devices
 from fl.client.frozen import base_digest, frozen
 from fl.tensors import Tensors
 
@@ -102,6 +103,9 @@ def _device(model: nn.Module) -> torch.device:
 
 def seed_all(seed: int) -> None:
     """Seed every generator that a model or a data set may draw from."""
-    torch.manual_seed(seed)
+    # torch.manual_seed formats a traceback for each kind of device, to seed it once it is there:
+    # that takes longer than a small model's step.
+    on_cpu = next(devices.present()) == "cpu"
+    (torch.default_generator if on_cpu else torch).manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)

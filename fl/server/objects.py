@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
 from typing import TypeVar
 
 from fl.endpoints.base import JSONObject
@@ -42,6 +43,8 @@ class Objects:
         self._put_at = -math.inf
         self._used: list[Ref] = []
         self._kept: list[Ref] = []
+        self._evicting: Future[list[FederationError]] = Future()
+        self._evicting.set_result([])
 
     def keep(self, refs: Collection[Ref]) -> None:
         """Have objects evicted at the run's end: a task that is on its way may need them."""
@@ -101,47 +104,51 @@ class Objects:
             needed: Versions that a site has a task with.
         """
         for version in [version for version in self._models if version not in needed]:
-            self._evict(self._models.pop(version))
+            self._tell(self._evict([self._models.pop(version)]))
 
     def evict_used(self) -> None:
-        """Evict updates that are in a kept step.
+        """Have updates evicted that are in a kept step, beside the loop.
 
-        Once nobody answers where one of them is, the others are left for the next step: whoever
-        waited for each would hold the sites up.
+        An endpoint that is at work for others may come to it late. What is done with meanwhile
+        waits for a later call.
         """
-        while self._used and self._evict(self._used.pop(0)):
-            pass
+        if self._evicting.done():
+            self._tell(self._evicting.result())
+            used, self._used = self._not_models(self._used), []
+            self._evicting = self._clock.call(lambda: self._evict(used))
 
     def evict_all(self) -> None:
         """The run is over: evict all that is left."""
-        self._used += [*self._models.values(), *self._kept]
-        self._models, self._kept = {}, []
-        while self._used:
-            self._evict(self._used.pop(0))
+        self._tell(self._evicting.result())
+        left = [*self._used, *self._models.values(), *self._kept]
+        self._used, self._models, self._kept = [], {}, []
+        self._tell(self._evict(left))
 
     def discard(self, result: JSONObject) -> None:
         """Evict the update of an answer that is of no use."""
         try:
-            self._evict(Ref.from_json(result.get("update")))
+            update = Ref.from_json(result.get("update"))
         except TransportError:
             return  # it names none
+        self._tell(self._evict(self._not_models([update])))
 
-    def _evict(self, ref: Ref) -> bool:
-        """Evict; an object that cannot be evicted is worth a line, not the run.
+    def _not_models(self, refs: Sequence[Ref]) -> list[Ref]:
+        """A site may name any object as its update: a model that others still fetch stays."""
+        return [ref for ref in refs if not self.is_model(ref)]
 
-        A site may name any object as its update: a model that others still fetch stays.
+    def _evict(self, refs: Sequence[Ref]) -> list[FederationError]:
+        """Evict; returns what kept objects from it, which is worth a line, not the run."""
+        failed = []
+        for ref in refs:
+            try:
+                self._transport.evict(ref)
+            except FederationError as error:
+                failed.append(error)
+        return failed
 
-        Returns:
-            Whether somebody answered there.
-        """
-        if self.is_model(ref):
-            return True
-        try:
-            self._transport.evict(ref)
-        except FederationError as error:
+    def _tell(self, failed: Sequence[FederationError]) -> None:
+        for error in failed:
             self._listen(Warned(f"a model was not evicted: {error}"))
-            return not isinstance(error, UnreachableError)
-        return True
 
     def _pause(self, seconds: float) -> None:
         """Wait, whatever happens at the sites."""

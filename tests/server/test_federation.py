@@ -3,6 +3,7 @@ import resource
 import threading
 import time
 import weakref
+from concurrent.futures import Future
 
 import pytest
 import torch
@@ -312,8 +313,15 @@ def test_a_way_that_is_stuck_keeps_no_round_beyond_its_deadline(fit, transport, 
     assert sum(given) < 3.0, "each waits for what those before it have left of the round"
 
 
-def test_updates_are_evicted_once_the_next_tasks_are_out(fit, transport):
-    """What waits for that is then the server alone; a model that nobody needs goes before."""
+def test_updates_are_evicted_once_the_next_tasks_are_out(fit, transport, monkeypatch):
+    """A model that nobody needs goes before."""
+
+    def at_once(_clock, question):
+        done = Future()
+        done.set_result(question())
+        return done
+
+    monkeypatch.setattr(RealClock, "call", at_once)
     held = []
     fit(
         {"a": train(1.0), "b": train(3.0)},
@@ -324,28 +332,41 @@ def test_updates_are_evicted_once_the_next_tasks_are_out(fit, transport):
     )
     model, answers = 1, 2
     assert held == [model + answers, model + 2 * answers, model + 2 * answers]
+    assert not transport.objects
 
 
-def test_what_cannot_be_evicted_holds_up_one_step_once(fit, transport):
-    """The others' objects are evicted in the round after the next step; a model is so at once."""
-    evict, tried = transport.evict, []
+def test_no_round_waits_for_an_object_to_be_evicted(fit, transport):
+    evict, over = transport.evict, threading.Event()
+
+    def slow(ref):
+        if ref.key["object"] in {"2", "3"}:  # of the first round
+            assert over.wait(30)
+        evict(ref)
+
+    def end(event):
+        if isinstance(event, RoundEnded) and event.round == 3:
+            over.set()
+
+    transport.evict = slow
+    fit({"a": train(1.0), "b": train(3.0)}, num_global_epochs=3, on_event=end)
+    assert not transport.objects
+
+
+def test_what_cannot_be_evicted_is_told_and_no_other_is_left(fit, transport):
+    evict, failed = transport.evict, []
 
     def unreachable(ref):
-        tried.append(ref.key["object"])
-        if len(tried) == 2:
+        if ref.key["object"] == "2":
+            failed.append(ref)
             raise UnreachableError("timed out")
         evict(ref)
 
     transport.evict = unreachable
-    steps = []
-    _, events = fit(
-        {"a": train(1.0), "b": train(3.0)},
-        num_global_epochs=2,
-        on_event=lambda event: steps.append(len(tried)) if isinstance(event, RoundEnded) else None,
-    )
-    assert steps == [0, 2]
-    assert len(of(Warned, events)) == 1
-    assert list(transport.objects) == [tried[1]]
+    _, events = fit({"a": train(1.0), "b": train(3.0)}, num_global_epochs=3)
+    (warned,) = of(Warned, events)
+    assert warned.message == "a model was not evicted: timed out"
+    assert list(transport.objects) == ["2"]
+    assert len(failed) == 1
 
 
 def test_an_update_that_is_gone_is_trained_again(fit, transport):

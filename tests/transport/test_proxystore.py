@@ -248,24 +248,26 @@ def test_nor_is_it_waited_for_to_begin_with(silent):
         ProxystoreTransport([UUID(silent[0].uuid)])
 
 
-def test_one_that_answers_after_it_was_given_up_finds_the_endpoint_alive(peers, monkeypatch):
+def test_one_that_answers_after_it_was_given_up_finds_the_endpoint_alive(
+    peers, tmp_path, monkeypatch
+):
     """An endpoint whose client has hung up is ended by its peer's answer."""
     (here, there), process = peers
     endpoints = [UUID(here.uuid), UUID(there.uuid)]
     transport = ProxystoreTransport(endpoints)
-    late = Ref("proxystore", {"object": "1", "endpoint_id": there.uuid}, 5, "")
-    with pytest.raises(GoneError):  # they have met
-        transport.get(late)
+    monkeypatch.setenv("PROXYSTORE_HOME", str(tmp_path / "there"))
+    theirs = ProxystoreTransport(endpoints).put(b"theirs")
+    assert transport.get(theirs) == b"theirs"  # they have met
     process.send_signal(signal.SIGSTOP)
     monkeypatch.setattr(proxystore, "EVICT_SECONDS", 1.0)
     with pytest.raises(UnreachableError, match="timed out"):
-        transport.get(late, 1.0)
-    with pytest.raises(UnreachableError, match="timed out"):
-        transport.evict(late)
+        transport.get(theirs, 1.0)
+    transport.evict(theirs)  # is the peer's to do, as soon as it can
     process.send_signal(signal.SIGCONT)
     transport.close()  # returns once both have been answered
+    monkeypatch.setenv("PROXYSTORE_HOME", str(tmp_path / "here"))
     with pytest.raises(GoneError):  # which it says after those
-        ProxystoreTransport(endpoints).get(late)
+        ProxystoreTransport(endpoints).get(theirs)
 
 
 def test_what_is_left_open_is_not_waited_for_for_ever(peers, monkeypatch):
