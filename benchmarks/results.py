@@ -26,7 +26,7 @@ PRIVATE = ("tests/private_loopback.py", sys.executable)
 
 ARGUMENTS = {
     "big_rounds": ("100", "400", "1000"),
-    "daemon_rounds": ("100",),
+    "daemon_rounds": ("100", "400", "1000"),
     "small_rounds": (),
     "growth": ("docs/pictures/growth.svg",),
     "round_overhead": (),

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 import yaml
 
@@ -90,6 +90,7 @@ class Record:
         self._accuracy: float | None = None
         self._best: float | None = None
         self._frozen: Tensors = {}
+        self._appended: dict[str, TextIO] = {}
         try:
             # Held until this process ends, however it ends.
             self._lock = (folder / "lock").open("a")
@@ -386,10 +387,13 @@ class Record:
                 raise _unusable(file, error) from error
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
+        """Write a line, in a file that stays open: a parallel file system opens one for long."""
         text = json.dumps(line, allow_nan=False) + "\n"
         try:
-            with (self.folder / name).open("a") as file:
-                file.write(text)
+            if name not in self._appended:
+                self._appended[name] = (self.folder / name).open("a")
+            self._appended[name].write(text)
+            self._appended[name].flush()
         except OSError as error:
             raise _unusable(self.folder / name, error) from error
 
@@ -400,6 +404,7 @@ class Record:
             with temporary.open("wb") as file:
                 file.writelines(content)
             temporary.replace(path)
+            self._appended.pop(name, None)  # it is another file now
         except OSError as error:
             raise _unusable(path, error) from error
 
