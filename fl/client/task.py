@@ -119,7 +119,7 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
         metrics = _metrics("pre_val", before) if before else {}
         with phases("train"):
             until = _until(configs.block_margin, phases.seconds["get"])
-            training = _trained(wanted, model, received, correction, record, seed, until)
+            training = _trained(wanted, model, train_set, received, correction, record, seed, until)
             metrics["train_loss"] = training.loss
             metrics |= _price(wanted, training)
             update = _update(wanted, model, received, correction)
@@ -159,6 +159,7 @@ def _before(
 def _trained(
     wanted: TrainRequest,
     model: nn.Module,
+    train_set: Dataset[Any],
     received: Tensors,
     correction: Correction,
     record: jobs.Record,
@@ -179,7 +180,7 @@ def _trained(
         )
     return trainer.train(
         model,
-        data.datasets(wanted.data_configs)[0],  # as it was loaded before
+        train_set,
         configs,
         seed=seed,
         steps=wanted.steps,
