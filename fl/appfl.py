@@ -138,7 +138,6 @@ AGGREGATOR = {
 }
 
 FORMATS = {None, "bf16", "fp16", "int8", "zstd", "auto"}
-CONNECTORS = ("RedisConnector", "GlobusConnector")
 
 
 def translate(content: Any) -> Iterator[str]:
@@ -185,12 +184,11 @@ def _ways(section: dict[str, Any], place: str, ours: str = "") -> Iterator[str]:
     kept = {n: key for n, key in COMM.items() if n != ours or key.means(here.get(n))}
     yield from _take(section, "comm_configs", kept, place)
     proxystore = _mapping(_mapping(section, "comm_configs"), "proxystore_configs")
-    connector = proxystore.get("connector_type")
-    if connector in CONNECTORS:
+    if proxystore.get("connector_type") == "GlobusConnector":
         raise ValueError(
-            f"{place}comm_configs.proxystore_configs.connector_type: models travel between "
-            f"ProxyStore endpoints, not by {connector}: connector_type: EndpointConnector, and the "
-            "endpoints' ids in connector_configs.endpoints"
+            f"{place}comm_configs.proxystore_configs.connector_type: no model travels by Globus "
+            "Transfer here: connector_type: EndpointConnector, and the endpoints' ids in "
+            "connector_configs.endpoints"
         )
 
 

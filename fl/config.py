@@ -199,6 +199,10 @@ class ConnectorConfigs(Section):
     """EndpointConnector: ProxyStore endpoint ids of the server and every client."""
     store_dir: str | None = None
     """FileConnector: a folder that server and clients share, in /dev/shm for clients here."""
+    hostname: str | None = None
+    """RedisConnector: where a Redis server is that server and clients reach."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 6379
+    """RedisConnector: where it listens."""
 
 
 class ProxystoreConfigs(Section):
@@ -206,23 +210,26 @@ class ProxystoreConfigs(Section):
 
     enable_proxystore: bool = False
     """Off, models travel inside the task and must stay below its 10 MB."""
-    connector_type: Literal["EndpointConnector", "FileConnector"] = "EndpointConnector"
-    """Through ProxyStore endpoints, or as files in a folder that both sides see."""
+    connector_type: Literal["EndpointConnector", "FileConnector", "RedisConnector"] = (
+        "EndpointConnector"
+    )
+    """Through ProxyStore endpoints, as files in a folder that both sides see, or through Redis."""
     connector_configs: ConnectorConfigs | None = None
     """Its arguments."""
 
     @model_validator(mode="after")
     def _complete(self) -> ProxystoreConfigs:
         given = self.connector_configs or ConnectorConfigs()
-        fits = {
-            "EndpointConnector": bool(given.endpoints) and given.store_dir is None,
-            "FileConnector": given.store_dir is not None and not given.endpoints,
+        needed = {
+            "EndpointConnector": "endpoints",
+            "FileConnector": "store_dir",
+            "RedisConnector": "hostname",
         }
-        if self.enable_proxystore and not fits[self.connector_type]:
-            needed = {"EndpointConnector": "endpoints", "FileConnector": "store_dir"}
+        key = needed[self.connector_type]
+        if self.enable_proxystore and [n for n in needed.values() if getattr(given, n)] != [key]:
             raise ValueError(
-                f"enable_proxystore needs connector_configs.{needed[self.connector_type]} "
-                f"for {self.connector_type}, and nothing else there"
+                f"enable_proxystore needs connector_configs.{key} for {self.connector_type}, and "
+                f"none of what others need"
             )
         return self
 

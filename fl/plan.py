@@ -116,6 +116,8 @@ def _ref(configs: ServerCommConfigs, encoded: bytes) -> Ref:
         return InlineTransport().put(encoded)
     elif proxystore.connector_configs.store_dir is not None:
         way, key = "file", {"object": NOBODY}
+    elif proxystore.connector_configs.hostname is not None:
+        way, key = "redis", {"object": NOBODY}
     else:
         way, key = "proxystore", {"object": NOBODY, "endpoint_id": NOBODY}
     return Ref(way, key, len(encoded), digest(encoded))

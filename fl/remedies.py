@@ -67,6 +67,8 @@ def _way(message: str, only: str) -> str:
     """What to do about a way for models, at the machine that the play is limited to."""
     if re.search(r"\bhub\b", message):
         return _hub(message)
+    if "Redis at" in message:
+        return "is it up, and reached from there at that hostname and port, without a password?"
     if "no ProxyStore endpoint" in message:
         return (
             "is its login node's ProxyStore endpoint up (ansible-playbook playbooks/proxystore.yml"

@@ -104,10 +104,6 @@ def test_the_tutorials_experiment_runs(folder, monkeypatch):
         ("clients.0.wandb_configs={enable_wandb: true, entity: me}", "enable_wandb: false"),
         ("clients.0.mlflow_configs={enable_mlflow: true}", "leave it out"),
         (
-            "server_configs.comm_configs.proxystore_configs={connector_type: RedisConnector}",
-            "connector_type: EndpointConnector",
-        ),
-        (
             "clients.0.comm_configs.proxystore_configs={connector_type: GlobusConnector}",
             "connector_type: EndpointConnector",
         ),

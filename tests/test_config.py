@@ -117,6 +117,15 @@ def set_key(path, value):
             "needs connector_configs.store_dir",
         ),
         (
+            "server_configs.comm_configs.proxystore_configs",
+            {
+                "enable_proxystore": True,
+                "connector_type": "RedisConnector",
+                "connector_configs": {"hostname": "redis", "store_dir": "/models"},
+            },
+            "needs connector_configs.hostname for RedisConnector, and none of what others need",
+        ),
+        (
             "server_configs.comm_configs",
             {"hub_configs": {"enable_hub": True, "hub_url": "https://h:8443"}},
             "enable_hub needs hub_url and hub_secret_file",

@@ -47,6 +47,7 @@ def federation(tmp_path):
         ("download", "hub GET of h/fl/0 failed: CERTIFICATE_VERIFY_FAILED", "hub_ca_file"),
         ("download", "hub GET of h/fl/0 failed: 410 Gone: the URL has expired", "--resume"),
         ("upload", "hub PUT of h/fl/0 failed: ConnectionError", "playbooks/hub.yml -i INVENTORY"),
+        ("upload", "Redis at redis:6379: Error 111 connecting: refused", "is it up, and reached"),
         ("upload", "something new", "the endpoint's log"),
         ("policy", "refuses the task: shipped_source: data.py is not", "list that digest"),
         ("policy", "lets in 4 rounds a run, and the run has 5", "num_global_epochs=NUMBER, or ask"),

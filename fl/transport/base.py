@@ -30,6 +30,7 @@ WAYS = {
     "inline": "inside the request",
     "proxystore": "by ProxyStore",
     "file": "through a folder",
+    "redis": "through Redis",
     "s3": "through a bucket",
     "hub": "through the hub",
 }

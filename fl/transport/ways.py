@@ -12,6 +12,7 @@ from fl.transport.file import FileTransport
 from fl.transport.hub import HubTransport, SignedHub
 from fl.transport.inline import InlineTransport
 from fl.transport.proxystore import ProxystoreTransport
+from fl.transport.redis import RedisTransport
 from fl.transport.s3 import S3Transport, SignedS3
 
 
@@ -41,7 +42,7 @@ def open_transport(configs: ProxystoreConfigs) -> Transport:
         configs: `comm_configs.proxystore_configs` of the side that asks.
 
     Returns:
-        ProxyStore's endpoints or a folder where one is configured, else inline.
+        ProxyStore's endpoints, a folder or Redis where one is configured, else inline.
 
     Raises:
         TransportError: The way cannot be opened from here.
@@ -51,6 +52,8 @@ def open_transport(configs: ProxystoreConfigs) -> Transport:
         return InlineTransport()
     if connector.store_dir is not None:
         return FileTransport(Path(connector.store_dir))
+    if connector.hostname is not None:
+        return RedisTransport(connector.hostname, connector.port)
     return ProxystoreTransport(connector.endpoints)
 
 
