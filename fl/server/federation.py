@@ -427,6 +427,7 @@ class Server:
         following = Round(snapshot, self._clock, self._reload)
         with following.phase("checkpoint"):
             self._save(snapshot)
+        self._objects.saved()
         self._sites.stepped(late=not self._scheduler.keeps_late)
         with following.phase("evict"):
             tasks = [site.task for _, site in self._sites]

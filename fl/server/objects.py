@@ -41,6 +41,7 @@ class Objects:
         self._patience = patience
         self._models: dict[int, Ref] = {}
         self._put_at = -math.inf
+        self._in_step: list[Ref] = []
         self._used: list[Ref] = []
         self._kept: list[Ref] = []
         self._evicting: Future[list[FederationError]] = Future()
@@ -94,8 +95,13 @@ class Objects:
         return any(ref.names(model) for model in self._models.values())
 
     def done_with(self, ref: Ref) -> None:
-        """Have an update evicted after the next step."""
-        self._used.append(ref)
+        """Have an update evicted once the next step is saved."""
+        self._in_step.append(ref)
+
+    def saved(self) -> None:
+        """The step is: what it was made of is of no more use."""
+        self._used += self._in_step
+        self._in_step = []
 
     def evict_models(self, needed: Collection[int]) -> None:
         """Evict models that no site has a task with.
@@ -107,7 +113,7 @@ class Objects:
             self._tell(self._evict([self._models.pop(version)]))
 
     def evict_used(self) -> None:
-        """Have updates evicted that are in a kept step, beside the loop.
+        """Have updates evicted that are in a saved step, beside the loop.
 
         An endpoint that is at work for others may come to it late. What is done with meanwhile
         waits for a later call.
@@ -120,8 +126,8 @@ class Objects:
     def evict_all(self) -> None:
         """The run is over: evict all that is left."""
         self._tell(self._evicting.result())
-        left = [*self._used, *self._models.values(), *self._kept]
-        self._used, self._models, self._kept = [], {}, []
+        left = [*self._used, *self._in_step, *self._models.values(), *self._kept]
+        self._used, self._in_step, self._models, self._kept = [], [], {}, []
         self._tell(self._evict(left))
 
     def discard(self, result: JSONObject) -> None:

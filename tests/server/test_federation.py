@@ -335,6 +335,37 @@ def test_updates_are_evicted_once_the_next_tasks_are_out(fit, transport, monkeyp
     assert not transport.objects
 
 
+def test_no_update_is_evicted_before_its_step_is_saved(fit, transport):
+    """Whose server dies in the middle of a step needs it again: here one is in the next at once."""
+    steps, in_step, evicted = [0], {}, {}
+    get, evict = transport.get, transport.evict
+
+    def fetch(ref, seconds=math.inf):
+        if seconds < math.inf:  # the server, which waits for no longer than its round
+            in_step[ref.key["object"]] = steps[0]
+        return get(ref, seconds)
+
+    def forget(ref):
+        evicted[ref.key["object"]] = steps[0]
+        evict(ref)
+
+    def count(event):
+        steps[0] += isinstance(event, RoundEnded)
+
+    transport.get, transport.evict = fetch, forget
+    fit(
+        {name: train(1.0) for name in "abc"},
+        on_event=count,
+        scheduler="AsyncScheduler",
+        aggregator="FedBuffAggregator",
+        aggregator_kwargs={"K": 2},
+        num_global_epochs=6,
+        min_clients=1,
+    )
+    assert len(in_step) == 12
+    assert all(evicted[name] > step for name, step in in_step.items())
+
+
 def test_no_round_waits_for_an_object_to_be_evicted(fit, transport):
     evict, over = transport.evict, threading.Event()
 
