@@ -9,6 +9,7 @@ import os
 import platform
 import socket
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -304,7 +305,7 @@ class Record:
         self._log(LogLine(time.time(), "ended", message=reason))
 
     def keep(self, snapshot: Snapshot) -> None:
-        """Write a checkpoint, and the model if it is the best of all that were evaluated.
+        """Write the model if it is the best of all that were evaluated, and a checkpoint.
 
         Args:
             snapshot: The run.
@@ -312,10 +313,11 @@ class Record:
         Raises:
             CheckpointError: It cannot be written.
         """
-        checkpoint.save(self.folder / "checkpoint.safetensors", snapshot)
+        # The best first: who resumes from the checkpoint believes that it is there.
         if self._accuracy is not None and (self._best is None or self._accuracy > self._best):
-            self._best = self._accuracy
             self._replace("best.safetensors", *self._whole(snapshot.weights))
+            self._best = self._accuracy
+        checkpoint.save(self.folder / "checkpoint.safetensors", snapshot)
 
     def model(self) -> Tensors:
         """The model of the last checkpoint.
@@ -406,6 +408,8 @@ class Record:
             temporary.replace(path)
             self._appended.pop(name, None)  # it is another file now
         except OSError as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise _unusable(path, error) from error
 
     def _write(self, name: str, text: str) -> None:

@@ -196,8 +196,8 @@ def _fit(
         trackers.begin(record.folder)
         end = server.fit(start, recovered, left)
         final = end.version >= rounds or over()
+        model = record.save(end.weights) if final else None  # whatever happens at the sites then
         found = _at_sites(federation, ways, end, parts, listen) if final else None
-    model = record.save(end.weights) if final else None
     if model is None:
         record.ended("stopped by Ctrl-C")
     return Outcome(record.folder, model, last[0].accuracy if last else None, found)

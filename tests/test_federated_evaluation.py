@@ -16,7 +16,8 @@ from fl.server.evaluation import of_answers
 from fl.server.events import SiteEvaluation
 from fl.server.schedulers import Answer
 from fl.tensors import decode
-from fl.transport import Ref
+from fl.transport import Ref, UnreachableError
+from fl.transport.inline import InlineTransport
 from tests import experiment
 from tests.in_process import InProcess
 
@@ -114,6 +115,25 @@ def test_sites_that_give_nothing_are_named_and_the_rest_counts(evaluate):
     assert sorted(lines[-1]["sites"]) == ["site-b"]
     log = [json.loads(line)["message"] for line in (outcome.folder / "log.jsonl").open()]
     assert any("site-a does not evaluate the model: " in str(message) for message in log)
+
+
+def test_what_fails_after_the_last_round_costs_no_model(evaluate, monkeypatch):
+    def unreachable(_transport, ref):
+        raise UnreachableError("its endpoint is gone")
+
+    outcome, lines, _ = evaluate(9, 1, InProcess())
+    monkeypatch.setattr(InlineTransport, "evict", unreachable)
+    outcome, lines, _ = evaluate(9, 1, InProcess())
+    assert outcome.model.exists() and lines[-1]["round"] == 1
+    log = [json.loads(line)["message"] for line in (outcome.folder / "log.jsonl").open()]
+    assert "a model was not evicted: its endpoint is gone" in log
+
+
+def test_the_model_is_kept_before_sites_are_asked(evaluate, monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "at_sites", lambda *_: pytest.fail("ends here"))
+    with pytest.raises(pytest.fail.Exception):
+        evaluate(9, 1, InProcess())
+    assert list(tmp_path.rglob("model.safetensors"))
 
 
 def test_a_resumed_run_takes_back_what_it_will_hear_again(evaluate):

@@ -1,18 +1,22 @@
 import json
 import math
 import os
+import resource
 from concurrent.futures import Future
 from datetime import datetime
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from fl.errors import FederationError
 from fl.history import find_run, read_history
 from fl.record import Record
+from fl.server import checkpoint
 from fl.server.checkpoint import SiteMemory, Snapshot
 from fl.server.events import RoundEnded
 from fl.server.sites import Task
+from fl.tensors import decode
 from fl.transport import Ref
 from tests.recorded import federation
 
@@ -103,3 +107,27 @@ def test_runs_that_one_process_begins_in_one_second_have_folders_of_their_own(
     first = f"20260102T000000Z-{os.getpid()}"
     assert [folder.name for folder in folders] == [first, f"{first}-2", f"{first}-3"]
     assert find_run(tmp_path) == folders[-1]
+
+
+def test_the_best_model_is_there_whenever_a_checkpoint_says_so(record, tmp_path, monkeypatch):
+    record(RoundEnded(1, 0.5, 0.9, [], [], 0, 0, {}, {}))
+    weights = {"w": torch.ones(3)}
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        record.keep(Snapshot(1, weights, {}, {}, {}))
+    assert torch.equal(decode((tmp_path / "best.safetensors").read_bytes())["w"], weights["w"])
+
+
+def test_a_model_that_the_disk_has_no_room_for_leaves_nothing(record, tmp_path):
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, unlimited[1]))
+    try:
+        with pytest.raises(FederationError, match=r"model\.safetensors.*(large|space)"):
+            record.save({"w": torch.ones(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert not list(tmp_path.glob("model*"))

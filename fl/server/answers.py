@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from fl.endpoints.base import JSONObject
@@ -10,6 +9,9 @@ from fl.errors import FederationError
 from fl.server.schedulers import Answer
 from fl.server.sites import Task
 from fl.transport import Ref
+
+LARGEST = 1e100
+"""Of a site's numbers: as many as there are samples can be added up."""
 
 
 def read_answer(task: Task, result: JSONObject, now: float) -> Answer:
@@ -21,7 +23,8 @@ def read_answer(task: Task, result: JSONObject, now: float) -> Answer:
         now: When that came, by the loop's clock.
 
     Returns:
-        The answer; numbers that are not finite are left out of its metrics and seconds.
+        The answer; what is no number, or too large for one, is left out of its metrics and
+        seconds, and so are seconds below 0.
 
     Raises:
         FederationError: It is of another task, names no update, or its counts are none.
@@ -36,7 +39,7 @@ def read_answer(task: Task, result: JSONObject, now: float) -> Answer:
         num_samples=_count(result, "num_samples"),
         steps=_count(result, "steps"),
         metrics=_numbers(result, "metrics"),
-        seconds=_numbers(result, "seconds"),
+        seconds={name: value for name, value in _numbers(result, "seconds").items() if value >= 0},
         sent=task.sent - task.waited,
         arrived=now,
         num_validation_samples=(
@@ -53,15 +56,13 @@ def _count(result: JSONObject, key: str) -> int:
 
 
 def _numbers(result: JSONObject, key: str) -> dict[str, float]:
-    """The finite numbers among a site's; what else it sends is left out."""
+    """The numbers among a site's; what else it sends is left out."""
     values: Any = result.get(key)
     if not isinstance(values, dict):
         return {}
-    return {name: float(value) for name, value in values.items() if _is_number(value)}
+    return {name: float(value) for name, value in values.items() if is_number(value)}
 
 
-def _is_number(value: Any) -> bool:
-    try:
-        return isinstance(value, int | float) and math.isfinite(value)
-    except OverflowError:  # JSON has integers that no float can hold
-        return False
+def is_number(value: Any) -> bool:
+    """Whether what a site says is a number that sums and means can be made of."""
+    return isinstance(value, int | float) and -LARGEST < value < LARGEST

@@ -6,7 +6,6 @@ the last one, which nobody trains any more, is sent for that alone.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from typing import Any
@@ -16,6 +15,7 @@ from fl.config import Federation
 from fl.endpoints.base import Endpoints, JSONObject, answer_of
 from fl.errors import FederationError
 from fl.sealing import ServerKeys
+from fl.server.answers import is_number
 from fl.server.events import SiteEvaluation, SitesEvaluated
 from fl.server.requests import evaluate_request
 from fl.server.schedulers import Answer
@@ -108,7 +108,10 @@ def at_sites(
     try:
         found = _ask(federation, endpoints, transport, model, base, keys, warn)
     finally:
-        transport.evict(model)
+        try:
+            transport.evict(model)
+        except FederationError as error:
+            warn(f"a model was not evicted: {error}")
     return mean(version, version + 1, found) if found else None
 
 
@@ -159,6 +162,6 @@ def _read(result: JSONObject, job: str) -> SiteEvaluation:
 
 def _finite(result: JSONObject, key: str) -> float:
     number = result.get(key)
-    if not isinstance(number, float) or not math.isfinite(number):
+    if not isinstance(number, float) or not is_number(number):
         raise FederationError(f"its {key} is {number!r:.40}, no finite number")
     return number

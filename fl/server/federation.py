@@ -168,7 +168,8 @@ class Server:
             self._assign(this)
             with this.phase("wait"):
                 wake = self._scheduler.wake(self._view(this))
-                retries = [retry.when for retry in self._retries.values()]
+                now = self._clock.now()  # an answer that was asked for again waits for a step
+                retries = [retry.when for retry in self._retries.values() if retry.when > now]
                 arrivals = self._sites.wait(min([wake, *retries]))
             for arrival in arrivals:
                 self._receive(this, arrival)
@@ -501,9 +502,12 @@ class Server:
         )
 
     def _snapshot(self, version: int, weights: Tensors) -> Snapshot:
+        waiting = {(answer.client_id, answer.turn) for answer in self._waiting}
         for name, site in self._sites:
             memory = self._memory[name]
-            memory.turn, memory.version, memory.answered = site.turn, site.version, site.answered
+            memory.turn, memory.version = site.turn, site.version
+            # Who goes on from here has not what waits: it is asked for again.
+            memory.answered = site.answered and (name, site.turn) not in waiting
         return Snapshot(
             version=version,
             weights=weights,

@@ -333,9 +333,11 @@ class Sites:
             The end of it, if that has happened too often.
         """
         site = self._sites[client_id]
-        if site.turn != turn or site.task is not None:
+        if site.turn != turn:
             return None  # it is at its next turn already
         site.answered = False
+        if site.task is not None:
+            return None  # it was sent the turn twice: the other answer counts
         task = Task(client_id, site.version, turn, "", self._clock.now(), Future())
         return self._lose(site, task, error)
 

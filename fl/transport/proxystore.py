@@ -185,15 +185,19 @@ class _LeftOpen(requests.adapters.HTTPAdapter):
 
         Thread(target=send, name="ProxyStore request", daemon=True).start()
         try:
-            return answer.result(seconds)
+            response = answer.result(seconds)
         except TimeoutError:
             self._given_up.add(answer)
             answer.add_done_callback(self._drop)
             raise requests.ReadTimeout(f"Read timed out. (read timeout={seconds})") from None
+        if response.raw.connection is not None:  # the rest comes from the endpoint alone
+            response.raw.connection.sock.settimeout(seconds)
+        return response
 
     def close(self) -> None:
         """Close connections, but none at once that an endpoint may still be answering."""
         wait(set(self._given_up), CLOSE_SECONDS)
+        self._given_up.clear()  # they have had their time
         super().close()
 
     def _drop(self, answer: Future[requests.Response]) -> None:

@@ -11,7 +11,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import cast
 
 import redis
@@ -79,9 +79,15 @@ class RedisTransport:
             with self._named():
                 self._redis.set(_key(name, number), b"".join(part.views), ex=VALID_SECONDS)
 
-        for _ in side_by_side(put, enumerate(split(pieces, PART_BYTES))):
-            pass
-        return ref_to(self.name, {"object": name}, pieces)
+        ref = ref_to(self.name, {"object": name}, pieces)
+        try:
+            for _ in side_by_side(put, enumerate(split(pieces, PART_BYTES))):
+                pass
+        except TransportError:
+            with suppress(TransportError):
+                self.evict(ref)
+            raise
+        return ref
 
     def get(self, ref: Ref, seconds: float = math.inf) -> Data:
         """See `Transport.get`."""

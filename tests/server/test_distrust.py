@@ -1,6 +1,7 @@
 """A server among hostile sites: what is dropped, named and counted, and who is suspended."""
 
 import json
+import math
 import threading
 
 import pytest
@@ -184,8 +185,11 @@ def test_the_count_stands_in_metrics(fit, federation, tmp_path, monkeypatch):
 
 
 def test_numbers_that_no_float_holds_are_left_out(fit):
-    _, events = fit({"a": train(1.0, metrics={"loss": 10**400, "val_loss": 1})})
+    metrics = {"loss": 10**400, "val_loss": 1, "pre_val_loss": -1.7e308, "epsilon": "4"}
+    seconds = {"train": 2, "put": -1.7e308, "get": -1, "load": math.inf}
+    _, events = fit({"a": train(1.0, metrics=metrics, seconds=seconds)})
     assert of(UpdateReceived, events)[0].metrics == {"val_loss": 1.0}
+    assert of(UpdateReceived, events)[0].seconds == {"train": 2.0}
 
 
 def test_a_sites_words_do_nothing_to_a_terminal():

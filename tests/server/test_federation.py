@@ -366,6 +366,23 @@ def test_no_update_is_evicted_before_its_step_is_saved(fit, transport):
     assert all(evicted[name] > step for name, step in in_step.items())
 
 
+def test_an_answer_that_waits_over_a_step_is_asked_for_again_on_resume(fit):
+    """The checkpoint has not what waits: whose answer that is, has not answered."""
+    fit(
+        {name: train(1.0) for name in "abc"},
+        scheduler="AsyncScheduler",
+        aggregator="FedBuffAggregator",
+        aggregator_kwargs={"K": 2},
+        min_clients=1,
+    )
+    (snapshot,) = fit.snapshots
+    assert {name: site.answered for name, site in snapshot.sites.items()} == {
+        "a": True,
+        "b": True,
+        "c": False,
+    }
+
+
 def test_no_round_waits_for_an_object_to_be_evicted(fit, transport):
     evict, over = transport.evict, threading.Event()
 

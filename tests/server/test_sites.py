@@ -163,6 +163,21 @@ def test_an_answer_that_comes_twice_counts_once(world):
     assert [arrival.repeated for arrival in world.arrivals] == [False, True]
 
 
+def test_an_answer_whose_update_is_gone_leaves_the_turn_to_its_twin(world):
+    first = world.send("a", job="first")
+    world.endpoints.health_of["a"] = OFFLINE
+    world.pass_time(3 * sites.CHECK_SECONDS)
+    world.endpoints.health_of["a"] = None
+    world.pass_time(2 * sites.CHECK_SECONDS)
+    second = world.send("a", job="second")
+    first.set_result(answer(steps=1))
+    world.pass_time(1)
+    assert world.sites.lose("a", 1, FederationError("its endpoint has forgotten it")) is None
+    second.set_result(answer(steps=1))
+    world.pass_time(1)
+    assert [arrival.repeated for arrival in world.arrivals] == [False, False]
+
+
 def test_a_task_that_fails_on_the_way_is_lost_and_its_site_asked_soon(world):
     world.send("a").set_exception(RuntimeError("the worker was killed"))
     assert world.pass_time(3) == []

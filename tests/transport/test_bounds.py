@@ -1,6 +1,7 @@
 """An endpoint that sends more than the reference says: the excess is never held."""
 
 import threading
+import time
 import tracemalloc
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -30,10 +31,14 @@ class Liar(BaseHTTPRequestHandler):
             self.wfile.write(said)
             return
         self.send_response(200)
-        if self.path.startswith("/honest/"):
+        if self.path.startswith(("/honest/", "/stuck/")):
             self.send_header("Content-Length", str(len(MODEL)))
             self.end_headers()
-            self.wfile.write(MODEL)
+            if self.path.startswith("/stuck/"):
+                self.wfile.write(MODEL[:1000])
+                self.server.over.wait(60)
+            else:
+                self.wfile.write(MODEL)
             return
         chunked = self.path.startswith("/chunked/")
         header = ("Transfer-Encoding", "chunked") if chunked else ("Content-Length", str(HUGE))
@@ -51,7 +56,7 @@ class Liar(BaseHTTPRequestHandler):
 @pytest.fixture
 def transport(kind):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Liar)
-    server.asked = 0
+    server.asked, server.over = 0, threading.Event()
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     opened = ProxystoreTransport.__new__(ProxystoreTransport)  # finds no endpoint: this is none
@@ -60,6 +65,7 @@ def transport(kind):
     opened._parts = connect()
     opened.server = server
     yield opened
+    server.over.set()
     opened.close()
     server.shutdown()
     server.server_close()
@@ -100,3 +106,11 @@ def test_an_endpoint_that_has_waited_for_its_peer_is_not_asked_again(transport):
     with pytest.raises(UnreachableError, match=told):
         transport.get(ref())
     assert transport.server.asked == 1
+
+
+@pytest.mark.parametrize("kind", ["stuck"])
+def test_one_that_falls_silent_in_the_middle_is_not_waited_for(transport):
+    began = time.monotonic()
+    with pytest.raises(UnreachableError, match="timed out"):
+        transport.get(ref(), 1.5)
+    assert time.monotonic() - began < 30

@@ -125,6 +125,7 @@ def test_a_server_that_is_full_says_so(transport, client):
     client.config_set("maxmemory", client.info("memory")["used_memory"] + PART)
     with pytest.raises(UnreachableError, match="maxmemory"):
         transport.put(os.urandom(20 * PART))
+    assert client.dbsize() == 0  # the next try has the room
 
 
 def test_a_connection_that_is_lost_is_made_again(transport, client):

@@ -39,8 +39,10 @@ class Async:
         possible = len(view.clients) - len(view.failed)
         close = have >= self._buffer_size
         over = view.now >= view.began + self._limits.deadline
-        if not close and (possible < self._limits.needed or over):
+        if not close and possible < self._limits.needed:
             return Decision(hopeless=view.short(possible, self._limits.needed))
+        if not close and over:
+            return Decision(hopeless=view.short(possible, self._buffer_size))
         return Decision(fold=fold, close=close)
 
     def wake(self, view: View) -> float:

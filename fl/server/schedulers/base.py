@@ -109,7 +109,7 @@ class View:
         """Why a round cannot get what it needs, site by site.
 
         Args:
-            possible: Updates that it can have.
+            possible: Updates that it could have; where these are enough, its time is up.
             needed: Updates that it needs.
 
         Returns:
@@ -120,7 +120,8 @@ class View:
         named = "; ".join(
             f"{name}: {reason}" for name, reason in (silent | self.offline | self.failed).items()
         )
-        return f"{possible} of the {needed} updates it needs: {named}"
+        have = possible if possible < needed else len(self.folded) + len(self.waiting)
+        return f"{have} of the {needed} updates it needs: {named}"
 
 
 @dataclass(frozen=True)

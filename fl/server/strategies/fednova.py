@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from fl.server.strategies.bounds import require_fraction, require_positive
 
 
@@ -28,11 +30,9 @@ def fednova_norm(steps: int, *, momentum: float = 0.0, proximal: float = 0.0) ->
     """
     require_positive(steps=steps)
     require_fraction(momentum=momentum, proximal=proximal)
-    velocity, norm = 0.0, 0.0
-    for _ in range(steps):
-        velocity = momentum * velocity + 1 - proximal * norm
-        norm += velocity
-    return norm
+    # A step makes (velocity, norm, 1) from the last ones; a power of it is all steps, however many.
+    step = np.array([[momentum, -proximal, 1], [momentum, 1 - proximal, 1], [0, 0, 1]])
+    return float(np.linalg.matrix_power(step, steps)[1, 2])
 
 
 def fednova_weight(num_samples: float, norm: float) -> float:

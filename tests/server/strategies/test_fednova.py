@@ -52,6 +52,13 @@ def test_fednova_norm_is_the_papers_vector():
     assert fednova_norm(tau, proximal=alpha) == pytest.approx(sum(proximal))
 
 
+def test_no_number_of_steps_that_a_site_may_claim_takes_long():
+    steps = 2**53 - 1
+    assert fednova_norm(steps) == steps
+    assert fednova_norm(steps, momentum=0.9) == pytest.approx(10 * steps)
+    assert fednova_norm(steps, momentum=0.9, proximal=0.5) == pytest.approx(2)
+
+
 def test_fednova_norm_is_how_far_sgd_goes():
     rate, mu, momentum = 0.1, 0.5, 0.8
     position = torch.zeros(1, dtype=torch.float64, requires_grad=True)
