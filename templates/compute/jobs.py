@@ -23,7 +23,15 @@ def slurm() -> Iterator[Tuple[str, str]]:
 
 def pbspro() -> Iterator[Tuple[str, str]]:
     """PBS's: what it says of a job, and the path of what the job prints."""
-    answer = json.loads("\n".join(_ask(["qstat", "-f", "-F", "json"])) or "{}")
+    numbers = _ask(["qselect", "-u", getpass.getuser()])
+    if not numbers:
+        return
+    try:
+        answer = json.loads("\n".join(_ask(["qstat", "-f", "-F", "json", *numbers])))
+    except (OSError, ValueError) as error:
+        # A job has just ended; or PBS makes no JSON of what stands in a job's environment.
+        print(f"qstat does not say more of {len(numbers)} jobs: {error}", file=sys.stderr)
+        return
     for number, job in answer.get("Jobs", {}).items():
         comment = job.get("comment", "no comment")
         said = f"job {number} in queue {job['queue']}: {job['job_state']} ({comment})"

@@ -72,11 +72,14 @@ class Daemon:
         self.record_file = site / "daemons" / f"{name}.running"
         # Children inherit it, so that workers left behind by a crash are still known as ours.
         self.mark: str = self.definition["mark"]
+        # Now, as this process has the site's settings in its environment: a play may change both
+        # while it waits, and what it starts then was not started with the new ones.
+        self.fingerprint = self._fingerprint()
 
     def ensure(self) -> Dict[str, Any]:
         """Start it unless it serves with the files as they are now."""
         record = self._serving()
-        if record and record["fingerprint"] == self._fingerprint():
+        if record and record["fingerprint"] == self.fingerprint:
             return self._kept(record)
         return self._restarted()
 
@@ -330,7 +333,7 @@ class Daemon:
             "pid": pid,
             "start_time": _start_time(pid),
             "uuid": self.definition.get("uuid"),
-            "fingerprint": self._fingerprint(),
+            "fingerprint": self.fingerprint,
             "log_begins": log_begins,
         }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Stand-ins for qsub, qstat, qdel and mpiexec, by the name that this file is called by.
+"""Stand-ins for qsub, qselect, qstat, qdel and mpiexec, by the name that this file is called by.
 
 They speak PBS Pro's JSON and run the job's script on this machine, one job at a time, with the bare
 environment that PBS gives. Jobs live in a folder beside the commands.
@@ -66,6 +66,15 @@ def qstat(words: list[str]) -> int:
     return 0
 
 
+def qselect(words: list[str]) -> int:
+    """Name the jobs that have not ended; all are one user's."""
+    schedule()
+    for number, job in jobs().items():
+        if state_of(job) != "F":
+            print(f"{number}.{SERVER}")
+    return 0
+
+
 def qdel(words: list[str]) -> int:
     """End jobs."""
     for number in (word.partition(".")[0] for word in words):
@@ -126,5 +135,5 @@ def state_of(job: dict) -> str:
 
 
 if __name__ == "__main__":
-    command = {"qsub": qsub, "qstat": qstat, "qdel": qdel, "mpiexec": mpiexec}
+    command = {"qsub": qsub, "qselect": qselect, "qstat": qstat, "qdel": qdel, "mpiexec": mpiexec}
     sys.exit(command[Path(sys.argv[0]).name](sys.argv[1:]))

@@ -119,6 +119,17 @@ def test_one_whose_making_was_broken_off_is_made_anew(deployed, play):
     assert python(deployed, "import fl; print(fl.__file__)").startswith(str(deployed))
 
 
+def test_another_prefix_than_the_one_that_was_made_is_left_alone(deployed, folder, play):
+    """The site has made one; that says nothing of whose this is."""
+    mine = folder / "project"
+    mine.mkdir()
+    (mine / "results.csv").write_text("a year's work")
+    done = play(fl_environment_prefix=str(mine))
+    assert done.returncode == 2
+    assert "no deployment of this site made it" in " ".join(done.stdout.split())
+    assert (mine / "results.csv").read_text() == "a year's work"
+
+
 def test_somebody_elses_prefix_is_left_alone(folder, play):
     theirs = folder / "theirs"
     (theirs / "conda-meta").mkdir(parents=True)

@@ -202,6 +202,22 @@ def test_it_restarts_when_a_file_it_depends_on_changed(site):
     assert len(site.processes()) == 2
 
 
+def test_one_that_was_started_with_older_settings_is_restarted(site):
+    """A call has the settings of its beginning, and a play may change them while it waits."""
+    lock = site.folder / "daemons/proxystore.lock"
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        waiting = psutil.Popen(site.command("ensure"), stdout=subprocess.PIPE)
+        while str(lock) not in [file.path for file in waiting.open_files()]:
+            assert waiting.poll() is None
+            time.sleep(0.02)
+        site.config.write_text("two")
+    first = json.loads(waiting.communicate(timeout=60)[0])["pid"]
+    again = site.call("ensure")
+    assert again["changed"] is True
+    assert again["pid"] != first
+
+
 def test_after_kill_9_it_starts_again_and_sweeps_the_orphan(site):
     killed = site.call("ensure")["pid"]
     orphan = psutil.Process(killed).children()[0]

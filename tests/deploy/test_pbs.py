@@ -1,6 +1,8 @@
 """Polaris's own file, from deploy.yml to tasks that ran, through stand-ins for PBS's commands."""
 
+import getpass
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,9 +20,9 @@ NAME = "my-polaris"
 
 
 def install(folder: Path) -> Path:
-    """Put qsub, qstat, qdel and mpiexec into a folder."""
+    """Put qsub, qselect, qstat, qdel and mpiexec into a folder."""
     folder.mkdir()
-    for name in ("qsub", "qstat", "qdel", "mpiexec"):
+    for name in ("qsub", "qselect", "qstat", "qdel", "mpiexec"):
         shutil.copy(Path(__file__).with_name("pbs.py"), folder / name)
         (folder / name).chmod(0o700)
     return folder
@@ -128,3 +130,32 @@ def ask(engine: str, folder: Path, path: str = "") -> subprocess.CompletedProces
         check=False,
         timeout=60,
     )
+
+
+def qstat_says(tmp_path, said, code=0):
+    """What `jobs` makes of a user with two jobs, one of them the site's."""
+    for name, text, ends in (("qselect", "1.pbs\n2.pbs\n", 0), ("qstat", said, code)):
+        (tmp_path / f"{name}.txt").write_text(text)
+        (tmp_path / name).write_text(
+            f'#!/bin/sh\ncat "$0.txt"\necho "$@" > "$0.asked"\nexit {ends}\n'
+        )
+        (tmp_path / name).chmod(0o700)
+    command = [sys.executable, TOP / "templates/compute/jobs.py", "pbspro", "/sites/a"]
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_no_job_of_anothers_keeps_the_scheduler_from_answering(tmp_path):
+    """PBS makes no JSON of some environments: it is asked for this user's jobs alone."""
+    job = {"queue": "debug", "job_state": "Q", "Output_Path": "login:/sites/a/out", "comment": "no"}
+    done = qstat_says(tmp_path, json.dumps({"Jobs": {"1.pbs": job}}))
+    assert (done.returncode, done.stdout) == (0, "job 1.pbs in queue debug: Q (no)\n")
+    assert (tmp_path / "qstat.asked").read_text() == "-f -F json 1.pbs 2.pbs\n"
+    assert getpass.getuser() in (tmp_path / "qselect.asked").read_text()
+
+
+@pytest.mark.parametrize(("said", "code"), [('{"Jobs": "\\x"}', 0), ("Unknown Job Id", 153)])
+def test_what_cannot_be_read_is_an_answer_all_the_same(tmp_path, said, code):
+    done = qstat_says(tmp_path, said, code)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "qstat does not say more of 2 jobs" in done.stderr

@@ -19,7 +19,7 @@ COMMANDS = {
     "scrontab": """#!/bin/sh
 table="${0%/*}/table"
 case "$1" in
--l) cat "$table" 2> /dev/null || { echo "no crontab for $(id -un)" >&2; exit 1; } ;;
+-l) cat "$table" 2> /dev/null || { echo "no crontab for $(id -un)"; exit 1; } ;;
 -) cat > "$table" ;;
 esac
 """,
