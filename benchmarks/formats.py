@@ -84,7 +84,7 @@ def train(
     settings = federation.train_configs(federation.clients[0])
     model = trainer.build_model(federation.client_configs.model_configs)
     assert configs.data_configs is not None, "configuration() gives the server data"
-    held_out = data.datasets(configs.data_configs)[1]
+    held_out = data.datasets(configs.data_configs, None)[1]
     assert held_out is not None, "the example's loader holds images out"
     ended: list[RoundEnded] = []
 

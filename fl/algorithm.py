@@ -170,7 +170,7 @@ def held_out(federation: Federation) -> tuple[Dataset[Any], TrainConfigs] | None
     if not configs.server_validation or configs.data_configs is None:
         return None
     devices.choose(configs.device)  # before the first round, not after it
-    found = data.datasets(configs.data_configs)[1]
+    found = data.datasets(configs.data_configs, None)[1]
     if found is None:
         raise FederationError(
             f"{configs.data_configs.dataset_path}: server_validation needs a second data set, "

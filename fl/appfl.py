@@ -137,7 +137,7 @@ AGGREGATOR = {
     ),
 }
 
-FORMATS = {None, "bf16", "fp16", "int8", "zstd", "auto"}
+FORMATS = (None, "bf16", "fp16", "int8", "zstd", "auto")
 
 
 def translate(content: Any) -> Iterator[str]:
@@ -195,8 +195,8 @@ def _ways(section: dict[str, Any], place: str, ours: str = "") -> Iterator[str]:
 def _require_format(compressor: dict[str, Any]) -> None:
     """Refuse APPFL's compressors, which are switched on, by naming ours."""
     bounds = {"error_bounding_mode", "error_bound"} & compressor.keys()
-    names = {compressor.get("lossy_compressor"), compressor.get("lossless_compressor")}
-    if bounds or not names <= FORMATS:
+    names = [compressor.get("lossy_compressor"), compressor.get("lossless_compressor")]
+    if bounds or any(name not in FORMATS for name in names):
         raise ValueError(
             "client_configs.comm_configs.compressor_configs: lossy_compressor: bf16, fp16 or int8, "
             "lossless_compressor: zstd or auto, either or both, and no error bounds; or "

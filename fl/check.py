@@ -24,7 +24,7 @@ from fl.check_server import Sent, check_server
 from fl.client.check import Item, Items, told_way, versions
 from fl.config import Client, Federation
 from fl.config_files import Files
-from fl.endpoints.base import Endpoints, JSONObject, SiteError, answer_of
+from fl.endpoints.base import Endpoints, JSONObject, SiteError, answer_of, legible
 from fl.endpoints.places import open_endpoints
 from fl.errors import FederationError, in_one_line
 from fl.remedies import remedy
@@ -269,8 +269,9 @@ class _Sites:
     def _answer(self, client: Client, task: Future[JSONObject], sent: float) -> Iterator[Check]:
         try:
             found = answer_of(task, self._ways.endpoints)
-            items = [Item(**item) for item in found["items"]]
-            host, theirs = str(found["host"]), dict(found["versions"])
+            items = [_item(**item) for item in found["items"]]
+            host = legible(str(found["host"]))
+            theirs = {str(name): legible(str(said)) for name, said in found["versions"].items()}
             began, ended = (float(moment) for moment in found["clock"])
         except SiteError as error:
             yield self._check(client, NAMED.get(error.kind, "worker"), str(error), "")
@@ -278,7 +279,7 @@ class _Sites:
         except FederationError as error:
             yield self._check(client, "worker", str(error), "")
             return
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             yield self._check(client, "worker", "it answers as another version of fl would", "")
             return
         yield self._check(client, "worker", None, host)
@@ -311,6 +312,11 @@ class _Sites:
         return next(
             _checks(client.client_id, [item], lambda it: remedy(it, client, self._federation))
         )
+
+
+def _item(check: str, outcome: str, message: str, seconds: float) -> Item:
+    """What a site says of one thing that it tried: any text, any number."""
+    return Item(legible(check), legible(outcome), legible(message), float(seconds))
 
 
 def _versions(theirs: dict[str, str]) -> Item:

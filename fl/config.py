@@ -30,7 +30,7 @@ class Section(BaseModel):
 
 
 PositiveInt = Annotated[int, Field(gt=0)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Arguments = dict[str, Any]
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 FileName = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -177,7 +177,7 @@ class ModelConfigs(Section):
     """The class or function in it that returns a `torch.nn.Module`."""
     model_kwargs: Arguments = {}
     """Its keyword arguments."""
-    seed: Annotated[int, Field(ge=0)] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     """Seed of the initial weights, and of each client's shuffling with its name and the round."""
 
 

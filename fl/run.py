@@ -197,7 +197,7 @@ def _fit(
         end = server.fit(start, recovered, left)
         final = end.version >= rounds or over()
         model = record.save(end.weights) if final else None  # whatever happens at the sites then
-        found = _at_sites(federation, ways, end, parts, listen) if final else None
+        found = _at_sites(federation, ways, end, record.run_id, parts, listen) if final else None
     if model is None:
         record.ended("stopped by Ctrl-C")
     return Outcome(record.folder, model, last[0].accuracy if last else None, found)
@@ -228,7 +228,7 @@ def _parts(
 
 
 def _at_sites(
-    federation: Federation, ways: _Ways, end: Snapshot, parts: Parts, listen: Listener
+    federation: Federation, ways: _Ways, end: Snapshot, run_id: str, parts: Parts, listen: Listener
 ) -> SitesEvaluated | None:
     """What sites find of the final model, where that is configured."""
     if federation.server_configs.federated_evaluation is None:
@@ -239,6 +239,7 @@ def _at_sites(
         ways.transport,
         end.weights,
         end.version,
+        run_id,
         parts.base,
         parts.sealing,
         lambda message: listen(Warned(message)),

@@ -53,7 +53,7 @@ def _texts(name: str, model: str) -> dict[str, str]:
     starters = files("fl") / "starters"
     experiment = (starters / "experiment.yml").read_text()
     code = {file: (starters / model / file).read_text() for file in ("model.py", "data.py")}
-    experiment = experiment.replace("EXPERIMENT", name).replace("FORMAT", FORMATS[model])
+    experiment = experiment.replace("FORMAT", FORMATS[model]).replace("EXPERIMENT", name)
     return {"experiment.yml": experiment, **code}
 
 

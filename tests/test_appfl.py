@@ -89,6 +89,13 @@ def test_the_tutorials_experiment_runs(folder, monkeypatch):
             "lossy_compressor: bf16, fp16 or int8",
         ),
         (
+            (
+                "client_configs.comm_configs.compressor_configs="
+                "{enable_compression: true, lossy_compressor: [bf16]}"
+            ),
+            "lossy_compressor: bf16, fp16 or int8",
+        ),
+        (
             "clients.0.comm_configs.compressor_configs.enable_compression=true",
             "client_configs.comm_configs.compressor_configs of the server's file",
         ),

@@ -220,6 +220,32 @@ def test_an_answer_of_another_version_is_named(run_check):
     assert "another version" in of(run_check(Old()), "site-a")["worker"].message
 
 
+def test_what_a_site_says_moves_no_cursor(run_check):
+    class Painting(InProcess):
+        def submit(self, client, request):
+            future = super().submit(client, request)
+            said = future.result()["result"]
+            said["host"] = "\x1b]0;owned\x07node"
+            said["versions"]["torch"] = "\x1b[2J"
+            said["items"][0]["message"] = "fine\x1b[1A"
+            return future
+
+    found = of(run_check(Painting()), "site-a").values()
+    assert len(found) > 5
+    assert all("\x1b" not in check.message for check in found)
+
+
+@pytest.mark.parametrize("item", [{"seconds": "long"}, {"message": 5}, {"more": 1}])
+def test_an_item_that_is_none_is_an_answer_of_another_version(run_check, item):
+    class Odd(InProcess):
+        def submit(self, client, request):
+            future = super().submit(client, request)
+            future.result()["result"]["items"][0] |= item
+            return future
+
+    assert "another version" in of(run_check(Odd()), "site-a")["worker"].message
+
+
 def test_versions_are_compared():
     ours = versions()
     assert _versions(ours).outcome == "ok"

@@ -97,7 +97,7 @@ def test_models_are_evaluated_by_the_tasks_that_train_them_and_the_last_by_its_o
     model = trainer.build_model(federation.client_configs.model_configs)
     model.load_state_dict(decode(outcome.model.read_bytes()))
     for client in federation.clients:
-        _, held_out = datasets(client.data_configs)
+        _, held_out = datasets(client.data_configs, None)
         expected = trainer.evaluate(model, held_out, federation.train_configs(client))
         found = lines[-1]["sites"][client.client_id]
         assert found["loss"] == pytest.approx(expected.loss)

@@ -97,6 +97,13 @@ def test_where_it_cannot_write_is_named(here):
     )
 
 
+def test_no_name_is_taken_for_a_place_in_the_files(here):
+    assert init("--model", "mlp", "FORMATS-EXPERIMENT").exit_code == 0
+    assert "npzS" not in (here / "FORMATS-EXPERIMENT/experiment.yml").read_text()
+    assert "csvS" not in (here / "FORMATS-EXPERIMENT/experiment.yml").read_text()
+    assert "FORMATS-EXPERIMENT/" in (here / "FORMATS-EXPERIMENT/experiment.yml").read_text()
+
+
 @pytest.mark.parametrize("name", ["my experiment", "-mine", "a'b"])
 def test_a_name_that_cannot_stand_in_the_files_is_refused(here, name):
     done = init("--model", "cnn", "--", name)

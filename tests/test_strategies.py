@@ -100,7 +100,9 @@ def test_it_learns_as_updates_arrive(monkeypatch, aggregator):
     """The last site queues nine times as long as the first."""
     monkeypatch.setenv("FL_SITE_CODE", str(EXAMPLES))
     federation = behind_queues(*BY_ARRIVAL[aggregator], aggregator)
-    sets = {client.client_id: data.datasets(client.data_configs) for client in federation.clients}
+    sets = {
+        client.client_id: data.datasets(client.data_configs, None) for client in federation.clients
+    }
     model = trainer.build_model(ModelConfigs.model_validate(MODEL))
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     work = Training(model, {name: own for name, (own, _) in sets.items()})

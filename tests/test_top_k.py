@@ -96,6 +96,7 @@ def send(tmp_path, monkeypatch):
             client=client,
             round_number=round_number,
             version=version,
+            saved=version,
         )
         return decompress(coded, update, configs(0.1))
 

@@ -26,6 +26,7 @@ import fl
 from fl.client import control, data, devices, frozen, masking, nodes, site_state, trainer
 from fl.client.policy import Policy, site_policy, told
 from fl.client.request import CheckRequest, RehearseRequest, RequestError
+from fl.client.spending import require_accountant
 from fl.client.warm import seed_all
 from fl.config import TrainConfigs
 from fl.errors import FederationError
@@ -262,7 +263,7 @@ def _model(wanted: RehearseRequest, received: Data) -> tuple[nn.Module, str]:
 
 
 def _data(wanted: RehearseRequest, policy: Policy) -> tuple[data.Sets, str]:
-    sets = data.datasets(wanted.data_configs)
+    sets = data.datasets(wanted.data_configs, None)
     sizes = [data.count(found) for found in sets if found is not None]
     policy.require_samples(sizes)
     # Where a policy says which numbers may leave, nothing is told that a round would not tell.
@@ -273,6 +274,7 @@ def _data(wanted: RehearseRequest, policy: Policy) -> tuple[data.Sets, str]:
 def _step(
     model: nn.Module, sets: data.Sets, configs: TrainConfigs, policy: Policy
 ) -> tuple[None, str]:
+    require_accountant(configs)
     training = trainer.train(model, sets[0], configs, seed=0, steps=1)
     return None, f"one step of training{_loss(policy, 'train_loss', training.loss)}"
 

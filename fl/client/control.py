@@ -44,13 +44,16 @@ def prefixed(controls: Mapping[str, torch.Tensor]) -> Tensors:
     return {PREFIX + name: tensor for name, tensor in controls.items()}
 
 
-def kept(run: str, client: str, version: int | None, expected: Tensors) -> Tensors:
-    """A client's c_i, as it was after a round; older ones are removed.
+def kept(
+    run: str, client: str, version: int | None, saved: int | None, expected: Tensors
+) -> Tensors:
+    """A client's c_i, as it was after a round; those that nobody can ask for again are removed.
 
     Args:
         run: The run's id.
         client: The client's id.
         version: The last round of this client's that the server has taken in, or None.
+        saved: The same at its last checkpoint, which it may go back to.
         expected: Zeros of the trainable parameters' names and shapes.
 
     Returns:
@@ -72,7 +75,7 @@ def kept(run: str, client: str, version: int | None, expected: Tensors) -> Tenso
         ) from error
     require_same_layout(expected, control)
     for other in file.parent.glob("*.safetensors"):
-        if other.stem.isdecimal() and int(other.stem) < version:
+        if saved is not None and other.stem.isdecimal() and int(other.stem) < saved:
             other.unlink(missing_ok=True)
     return control
 

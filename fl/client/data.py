@@ -38,15 +38,16 @@ _training: Kept[DataLoader[Any]] = Kept()
 _validation: Kept[DataLoader[Any]] = Kept()
 
 
-def datasets(configs: DataConfigs) -> Sets:
+def datasets(configs: DataConfigs, run: str | None) -> Sets:
     """The training and the validation set that a loader returns.
 
-    A worker that stays warm between rounds loads once: what was loaded is kept by the loader's
-    code and arguments, one at a time. What a loader draws, such as a split that it does not seed
-    itself, is the same in every worker.
+    A worker that stays warm between rounds loads once a run, since data change: what was loaded is
+    kept by the run and the loader's code and arguments, one at a time. What a loader draws, such as
+    a split that it does not seed itself, is the same in every worker.
 
     Args:
         configs: The loader's file, function and arguments.
+        run: The run's id; without one nothing is kept.
 
     Returns:
         The training set, and the validation set or None.
@@ -56,7 +57,10 @@ def datasets(configs: DataConfigs) -> Sets:
         DataError: It raised, or returned something else than two data sets of pairs.
     """
     loader = site_code.load(configs.dataset_path, configs.dataset_name)
-    return _loaded.get((loader, configs), lambda: _call(loader, configs))
+    if run is None:
+        _loaded.forget()
+        return _call(loader, configs)
+    return _loaded.get((loader, configs, run), lambda: _call(loader, configs))
 
 
 def _call(loader: Any, configs: DataConfigs) -> Sets:
@@ -77,7 +81,9 @@ def _call(loader: Any, configs: DataConfigs) -> Sets:
         _require_set(name, dataset)
     if count(sets[0]) == 0:
         raise DataError(f"{name} returned no training samples")
-    _require_pairs(name, sets[0])
+    for dataset in sets:
+        if dataset is not None and count(dataset):
+            _require_pairs(name, dataset)
     return sets
 
 

@@ -297,7 +297,7 @@ def _train(local: int, plan: _Plan) -> tuple[Training, dict[str, Any]]:
     torch.set_num_threads(max(1, threads))
     model = trainer.warm_model(wanted.model_configs, wanted.base)
     model.load_state_dict(plan.weights, strict=False)
-    dataset, _ = data.datasets(wanted.data_configs)
+    dataset, _ = data.datasets(wanted.data_configs, wanted.run_id)
     ranks = Ranks(_number(local, plan), _size(plan), device)
     _meet(ranks, device, plan)
     try:

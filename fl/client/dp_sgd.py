@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from fl import privacy
-from fl.client import data
+from fl.client import data, frozen
 from fl.client.spending import PrivacyError
 from fl.config import DPSGD, TrainConfigs
 from fl.privacy import noisy
@@ -93,12 +93,14 @@ def applied(model: nn.Module, configs: TrainConfigs) -> Iterator[Wrap]:
         What makes of an optimizer one that clips each sample's gradient and adds noise.
 
     Raises:
-        PrivacyError: Opacus is not installed, or does not know a layer of the model.
+        PrivacyError: Opacus is not installed, or does not know a layer of the model; or something
+            of the model would leave without noise, or mixes samples.
     """
     if configs.dp_sgd is None:
         yield lambda optimizer: optimizer
         return
     wanted = configs.dp_sgd
+    _require_covered(model)
     try:
         from opacus import GradSampleModule
         from opacus.optimizers import DPOptimizer
@@ -131,6 +133,22 @@ def applied(model: nn.Module, configs: TrainConfigs) -> Iterator[Wrap]:
     finally:
         hooked.zero_grad(set_to_none=True)
         hooked.to_standard_module()
+
+
+def _require_covered(model: nn.Module) -> None:
+    """Refuse what Opacus lets pass: it looks at trained layers alone, and all else leaves too."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    instead = "take GroupNorm instead of batch norm, and register constants as not persistent"
+    for name in frozen.travelling(model):
+        if name not in parameters:
+            raise PrivacyError(
+                f"dp_sgd: the model's buffer {name} would leave without noise: {instead}"
+            )
+        if parameters[name].is_complex():
+            raise PrivacyError(f"dp_sgd: the complex parameter {name} would get half its noise")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise PrivacyError(f"dp_sgd: {name or 'the model'} mixes samples: {instead}")
 
 
 def _noise(wanted: DPSGD, batch_size: int) -> Callable[[Any], None]:

@@ -172,6 +172,7 @@ def masked(update: Tensors, wanted: TrainRequest, masking: Masking, num_samples:
     # The difference of two updates under the same masks is one of updates in clear.
     if kept.once("masked", facts) != facts:
         raise SecureSumError("another update was masked for this sum before")
+    kept.require(private)
     return {MASKED: torch.from_numpy(words.view("i8"))}
 
 
@@ -199,6 +200,7 @@ def unmask(request: dict[str, Any]) -> dict[str, Any]:
         raise SecureSumError(f"a sum of {len(survivors)} sites is not safe for this one")
     if kept.once("survivors", survivors) != survivors:
         raise SecureSumError("other survivors were named for this sum before")
+    kept.require(private)
     given: dict[str, dict[str, str]] = {"own": {}, "pairwise": {}}
     for peer in group:
         pair = _pair(wanted, private, shares, peer)
@@ -255,6 +257,16 @@ class _Kept:
             SiteStateError: They are not here.
         """
         return _private(self._content("keys"))
+
+    def require(self, private: Private) -> None:
+        """See that nobody has forgotten the sum meanwhile, and with it what was kept once.
+
+        Raises:
+            SiteStateError: Its keys, which are removed first, are gone.
+            SecureSumError: They are others.
+        """
+        if self.private() != private:
+            raise SecureSumError("the sum's keys were drawn anew meanwhile")
 
     def once(self, name: str, value: Any) -> Any:
         """Keep a JSON value, unless there is one already; returns what is kept."""

@@ -54,6 +54,8 @@ class EvaluateRequest(Section):
     """The digest of the rest, the parameters that the model marks frozen; None where none are."""
     job: Name | None = None
     """The server's name for the task; the answer repeats it."""
+    run_id: Name | None = None
+    """The run: what a worker has loaded, and the folder of what the site keeps between rounds."""
     train_configs: TrainConfigs
     """The loss, the device and the batch size."""
     model_configs: ModelConfigs
@@ -102,10 +104,10 @@ class TrainRequest(EvaluateRequest):
     """Minibatch steps, whatever budget `train_configs` has."""
     learning_rate_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Multiplies the optimizer's learning rate."""
-    run_id: Name | None = None
-    """The run: the folder of what the site keeps between rounds."""
     control_version: Annotated[int, Field(ge=0)] | None = None
     """SCAFFOLD, top-k: the last round of this client that the server has taken in, or None."""
+    control_saved: Annotated[int, Field(ge=0)] | None = None
+    """The same at the server's last checkpoint: what it may ask for again."""
     masking: Masking | None = None
     """How the update is masked; None where the server is to see it."""
 

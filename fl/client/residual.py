@@ -24,6 +24,7 @@ def compress_with_feedback(
     client: str,
     round_number: int,
     version: int | None,
+    saved: int | None,
 ) -> Tensors:
     """An update as it travels, and the rest of it kept for the next.
 
@@ -34,6 +35,7 @@ def compress_with_feedback(
         client: The client's id.
         round_number: The client's round.
         version: Its last round whose update the server has used, or None.
+        saved: The same at the server's last checkpoint.
 
     Returns:
         Tensors to encode; see `fl.compression.compress`.
@@ -45,7 +47,7 @@ def compress_with_feedback(
     update = {name: tensor.detach().cpu() for name, tensor in update.items()}
     sparse = {name: tensor for name, tensor in update.items() if is_changed(tensor, configs)}
     none = {name: torch.zeros_like(tensor) for name, tensor in sparse.items()}
-    owed = control.kept(run, client, version, none)
+    owed = control.kept(run, client, version, saved, none)
     wanted = {name: tensor + owed[name] for name, tensor in sparse.items()}
     coded = compress({**update, **wanted}, configs)
     sent = decompress(coded, update, configs)

@@ -7,12 +7,30 @@ from typing import Literal
 
 from fl import privacy
 from fl.client import site_state
+from fl.config import TrainConfigs
 from fl.errors import FederationError
 from fl.privacy import Spent
 
 
 class PrivacyError(FederationError):
     """A model or a site cannot train with differential privacy."""
+
+
+def require_accountant(configs: TrainConfigs) -> None:
+    """See that what a round costs can be told, before it is trained.
+
+    Args:
+        configs: What is wanted.
+
+    Raises:
+        PrivacyError: dp-accounting is not installed.
+    """
+    for wanted in (configs.dp_sgd, configs.local_dp):
+        if wanted is not None:
+            try:
+                privacy.epsilon([], wanted.delta)
+            except ValueError as error:
+                raise PrivacyError(str(error)) from error
 
 
 def charge(

@@ -49,7 +49,7 @@ from fl.client.request import (
     read,
 )
 from fl.client.residual import compress_with_feedback
-from fl.client.spending import charge
+from fl.client.spending import charge, require_accountant
 from fl.client.trainer import TrainingError
 from fl.client.warm import seed_all
 from fl.compression import compress
@@ -108,9 +108,10 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
         received, controls = _fetch(wanted, phases)
         with phases("load"):
             model = _load(wanted, received)
-            train_set, validation_set = data.datasets(wanted.data_configs)
+            train_set, validation_set = data.datasets(wanted.data_configs, wanted.run_id)
             validates = configs.do_validation or configs.do_pre_validation
             policy.require_samples(_sizes(train_set, validation_set if validates else None))
+            require_accountant(configs)
             if configs.local_dp is not None:
                 local_dp.require_parameters(model, received)
             correction = _correction(wanted, model, received, controls)
@@ -210,7 +211,7 @@ def evaluate(request: dict[str, Any]) -> dict[str, Any]:
         received, _ = _fetch(wanted, phases)
         with phases("load"):
             model = _load(wanted, received)
-            _, validation_set = data.datasets(wanted.data_configs)
+            _, validation_set = data.datasets(wanted.data_configs, wanted.run_id)
         if validation_set is None:
             raise TrainingError(f"client {wanted.client_id} has no validation set")
         site_policy().require_samples(_sizes(validation_set))
@@ -331,7 +332,9 @@ def _correction(
         return Correction()
     zero = {name: tensor.cpu() for name, tensor in algorithms.no_control(model).items()}
     require_same_layout(control.prefixed(zero), control.prefixed(controls))
-    own = control.kept(_run_id(wanted), wanted.client_id, wanted.control_version, zero)
+    own = control.kept(
+        _run_id(wanted), wanted.client_id, wanted.control_version, wanted.control_saved, zero
+    )
     return Controlled(controls, own, configs.optim_args.get("momentum", 0.0), device)
 
 
@@ -394,6 +397,7 @@ def _coded(wanted: TrainRequest, update: Tensors, num_samples: int, get_seconds:
         client=wanted.client_id,
         round_number=wanted.round,
         version=wanted.control_version,
+        saved=wanted.control_saved,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -193,13 +193,32 @@ def train(
             model, configs, correction or Correction(), learning_rate_scale, wrap, ranks
         )
         left = budget.countdown(configs, len(batches), steps=steps, until=until)
-        for number, (inputs, labels) in enumerate(budget.within(left, batches, ranks), start=1):
+        read = _read(budget.within(left, batches, ranks))
+        for number, (inputs, labels) in enumerate(read, start=1):
             with _naming(inputs, labels):
                 total += descent.step(inputs, labels, number)
             descent.advance(end_of_epoch=number % len(batches) == 0)
             on_step(number)
     assert left.stopped is not None  # noqa: S101  (within() ends no earlier)
     return Training(total / left.done, left.done, data.count(dataset), left.stopped)
+
+
+def _read(batches: Iterable[Any]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Minibatches; what reading a sample raises is told as the loader's."""
+    left = iter(batches)
+    while True:
+        try:
+            inputs, labels = next(left)
+        except StopIteration:
+            return
+        except FederationError:
+            raise
+        except site_code.FAULTS as error:
+            raise TrainingError(
+                f"the data set's samples make no minibatch of inputs and labels: "
+                f"{site_code.raised(error)}"
+            ) from error
+        yield inputs, labels
 
 
 @contextmanager
@@ -248,7 +267,7 @@ class _Descent:
         self._model = model.to(self._device).train()
         self._ranks, self._forward = ranks, ranks.wrapped(self._model)
         self._configs, self._correction = configs, correction
-        self._loss = _loss(configs)
+        self._loss = _loss(configs).to(self._device)
         optimizer = _warm_optimizer(model, configs)
         for group in optimizer.param_groups:
             group["lr"] *= scale
@@ -298,7 +317,7 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], configs: TrainConfigs) -> 
         configs: Loss, device and batch size.
 
     Returns:
-        Mean loss over samples and accuracy over labels.
+        Mean loss over samples and accuracy over labels, 0 where those are no class indices.
 
     Raises:
         TrainingError: The set is empty, the loss is unknown, or the model does not take the data.
@@ -308,15 +327,17 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], configs: TrainConfigs) -> 
         raise TrainingError("no samples to evaluate on")
     device = devices.choose(configs.device)
     model.to(device).eval()
-    loss_fn = _loss(configs)
+    loss_fn = _loss(configs).to(device)
     loss, correct, labelled, seen = 0.0, 0, 0, 0
     metric = _Metric(configs)
     with torch.no_grad():
-        for inputs, labels in data.validation_batches(dataset, configs):
+        for inputs, labels in _read(data.validation_batches(dataset, configs)):
             with _naming(inputs, labels):
                 outputs, expected = model(inputs.to(device)), labels.to(device)
                 loss += _scalar(loss_fn(outputs, expected)).item() * len(labels)
-                correct += int((outputs.argmax(dim=1) == expected).sum().item())
+                found = outputs.argmax(dim=1)
+                if found.shape == expected.shape:  # or they would be compared each with each
+                    correct += int((found == expected).sum().item())
             labelled += labels.numel()
             seen += len(labels)
             metric.add(labels, outputs)
@@ -390,7 +411,7 @@ def _build_optimizer(
     factory = _named(torch.optim, "optim", configs.optim)
     try:
         optimizer = cast(torch.optim.Optimizer, factory(trainable, **configs.optim_args))
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # whatever torch raises: an IndexError too
         raise TrainingError(f"optim_args do not fit {configs.optim}: {error}") from error
     return optimizer, copy.deepcopy(optimizer.state_dict())
 
@@ -409,7 +430,7 @@ def _scheduler(
             torch.optim.lr_scheduler.LRScheduler,
             factory(optimizer, **configs.lr_scheduler_args),
         )
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except Exception as error:  # as above: a NotImplementedError too
         raise TrainingError(f"lr_scheduler_args do not fit {name}: {error}") from error
 
 

@@ -110,7 +110,7 @@ def answer_of(future: Future[JSONObject], endpoints: Endpoints) -> JSONObject:
         case {"result": dict(result)}:
             return result
         case {"error": {"type": str(kind), "message": str(message), "traceback": str(trace)}}:
-            raise SiteError(_legible(kind), _legible(message), _legible(trace))
+            raise SiteError(legible(kind), legible(message), legible(trace))
     raise EndpointError("the site answered with something that is no result")
 
 
@@ -118,7 +118,7 @@ TEXT = 20_000
 """Characters of a site's that are kept of a message or a traceback."""
 
 
-def _legible(text: str) -> str:
+def legible(text: str) -> str:
     """A site's text as a terminal or a log may show it: without control characters, not endless."""
     return "".join(
         character if character.isprintable() or character in "\n\t" else "?"

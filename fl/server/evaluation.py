@@ -78,6 +78,7 @@ def at_sites(
     transport: Transport,
     weights: Tensors,
     version: int,
+    run_id: str,
     base: str | None,
     sealing: ServerKeys | None,
     warn: Callable[[str], Any],
@@ -90,6 +91,7 @@ def at_sites(
         transport: The server's way for models.
         weights: What travels of the model.
         version: Steps that made it.
+        run_id: The run's name.
         base: The digest of the rest, or None.
         sealing: The run's keys, where models are sealed.
         warn: Told of each site that gives nothing.
@@ -106,7 +108,7 @@ def at_sites(
     model = transport.put(*encoded)
     keys = sealing.for_sites() if sealing is not None else None
     try:
-        found = _ask(federation, endpoints, transport, model, base, keys, warn)
+        found = _ask(federation, endpoints, transport, model, run_id, base, keys, warn)
     finally:
         try:
             transport.evict(model)
@@ -120,6 +122,7 @@ def _ask(
     endpoints: Endpoints,
     transport: Transport,
     model: Ref,
+    run_id: str,
     base: str | None,
     keys: dict[str, str] | None,
     warn: Callable[[str], Any],
@@ -132,7 +135,14 @@ def _ask(
                 raise FederationError(down)
             grant = transport.grant(model.size)
             request = evaluate_request(
-                federation, client, model, job=job, base=base, upload=grant, sealing=keys
+                federation,
+                client,
+                model,
+                job=job,
+                run_id=run_id,
+                base=base,
+                upload=grant,
+                sealing=keys,
             )
             tasks[client.client_id] = endpoints.submit(client, request), job
         except FederationError as error:

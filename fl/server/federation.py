@@ -116,6 +116,7 @@ class Server:
         )
         self._names = [client.client_id for client in federation.clients]
         self._memory = {name: SiteMemory() for name in self._names}
+        self._saved: dict[str, int | None] = {}
         self._objects = Objects(parts.transport, parts.clock, parts.listen, self._patience)
         self._waiting: list[Answer] = []
         self._retries: dict[tuple[str, int], _Retry] = {}
@@ -270,6 +271,7 @@ class Server:
             steps=assignment.steps,
             learning_rate_scale=assignment.learning_rate_scale,
             control_version=self._memory[name].accepted,
+            control_saved=self._saved.get(name),
             upload=self._objects.insist(lambda: self._transport.grant(most)),
             sealing=self._sealing.for_sites() if self._sealing is not None else None,
             masking=self._masking.terms(name) if self._masking is not None else None,
@@ -429,6 +431,7 @@ class Server:
         with following.phase("checkpoint"):
             self._save(snapshot)
         self._objects.saved()
+        self._note_saved()
         self._sites.stepped(late=not self._scheduler.keeps_late)
         with following.phase("evict"):
             tasks = [site.task for _, site in self._sites]
@@ -516,6 +519,10 @@ class Server:
             sites=self._memory,
         )
 
+    def _note_saved(self) -> None:
+        """Whose updates a checkpoint has taken in: a server that is killed goes back to that."""
+        self._saved = {name: memory.accepted for name, memory in self._memory.items()}
+
     def _restore(self, snapshot: Snapshot) -> None:
         if snapshot.aggregator:  # a run that begins has none
             self._aggregator.restore(snapshot.aggregator)
@@ -526,6 +533,7 @@ class Server:
             site.turn, site.version, site.answered = memory.turn, memory.version, memory.answered
             if memory.rejected >= REJECTIONS:
                 self._suspend(name, f"{memory.rejected} answers in a row were refused")
+        self._note_saved()
 
     def _fail(self, this: Round, name: str, error: FederationError, rejected: int = 0) -> None:
         trace = error.traceback if isinstance(error, SiteError) else None

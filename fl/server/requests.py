@@ -23,6 +23,7 @@ def train_request(
     steps: int | None = None,
     learning_rate_scale: float = 1.0,
     control_version: int | None = None,
+    control_saved: int | None = None,
     upload: dict[str, Any] | None = None,
     sealing: dict[str, str] | None = None,
     masking: dict[str, Any] | None = None,
@@ -42,6 +43,7 @@ def train_request(
         steps: Minibatch steps instead of what the client's `train_configs` say, or None.
         learning_rate_scale: Factor of the client's learning rate.
         control_version: The turn of the client's last update that was used, or None.
+        control_saved: The same at the last checkpoint.
         upload: The server's grant to put the update, or None.
         sealing: The keys of `fl.sealing.ServerKeys.for_sites`, or None.
         masking: What `fl.server.masking.Masking.terms` says, or None.
@@ -64,6 +66,7 @@ def train_request(
         "steps": steps,
         "learning_rate_scale": learning_rate_scale,
         "control_version": control_version,
+        "control_saved": control_saved,
         **experiment,
         "compressor_configs": compressor.model_dump(mode="json"),
         "proxystore_configs": client.comm_configs.proxystore_configs.model_dump(mode="json"),
@@ -79,6 +82,7 @@ def evaluate_request(
     model: Ref,
     *,
     job: str,
+    run_id: str,
     base: str | None = None,
     upload: dict[str, Any] | None = None,
     sealing: dict[str, str] | None = None,
@@ -90,6 +94,7 @@ def evaluate_request(
         client: Who shall.
         model: Where the global model is.
         job: The server's name for the task.
+        run_id: The run's name: its workers have the data set.
         base: As for `train_request`.
         upload: As for `train_request`: by the same way the model is fetched.
         sealing: As for `train_request`.
@@ -103,6 +108,7 @@ def evaluate_request(
         "model": model.to_json(),
         "base": base,
         "job": job,
+        "run_id": run_id,
         **_experiment(federation, client),
         "proxystore_configs": client.comm_configs.proxystore_configs.model_dump(mode="json"),
         "upload": upload,

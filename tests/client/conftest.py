@@ -85,6 +85,7 @@ class Site:
             "operation": "train",
             "round": 1,
             "client_id": "a",
+            "run_id": "run-1",
             "model": InlineTransport().put(encode(weights or self.weights)).to_json(),
             "base": self.sent_base,
             "train_configs": {},

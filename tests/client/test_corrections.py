@@ -150,14 +150,19 @@ def test_controls_are_private_whole_and_removed_once_a_newer_one_is_taken(site):
     def names():
         return sorted(file.name for file in folder.iterdir())
 
-    for number, version, expected in [
-        (1, None, ["1.safetensors"]),
-        (2, None, ["1.safetensors", "2.safetensors"]),
-        (3, 2, ["2.safetensors", "3.safetensors"]),
+    for number, version, saved, expected in [
+        (1, None, None, ["1.safetensors"]),
+        (2, None, None, ["1.safetensors", "2.safetensors"]),
+        (3, 2, 2, ["2.safetensors", "3.safetensors"]),
         # Round 3 may still be taken: its answer is on its way.
-        (4, 2, ["2.safetensors", "3.safetensors", "4.safetensors"]),
+        (4, 2, 2, ["2.safetensors", "3.safetensors", "4.safetensors"]),
+        # It was, in a step that is not saved: a server that is killed asks from round 2 again.
+        (5, 3, 2, ["2.safetensors", "3.safetensors", "4.safetensors", "5.safetensors"]),
+        (3, 2, 2, ["2.safetensors", "3.safetensors", "4.safetensors", "5.safetensors"]),
+        (6, 3, 3, ["3.safetensors", "4.safetensors", "5.safetensors", "6.safetensors"]),
     ]:
-        site.result(weights=weights, **SCAFFOLD, round=number, control_version=version)
+        versions = {"control_version": version, "control_saved": saved}
+        site.result(weights=weights, **SCAFFOLD, round=number, **versions)
         assert names() == expected
     assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o600}
     assert {stat.S_IMODE(up.stat().st_mode) for up in (folder, folder.parent, site.state)} == {

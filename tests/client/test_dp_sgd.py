@@ -150,3 +150,68 @@ def test_the_price_of_sampled_steps_is_the_published_one(noise_multiplier, steps
 def test_the_price_is_no_more_than_the_moments_accountants():
     """Abadi et al. 2016, section 3.2 and figure 2: 1.26 for q = 0.01, sigma = 4, 10,000 steps."""
     assert 1.0 < epsilon([Spent(4.0, 0.01, 10_000)], 1e-5) < 1.26
+
+
+class Backbone(nn.Module):
+    """A frozen batch norm, which learns what the data's mean is all the same, before a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(2), nn.Linear(2, 2)
+        self.norm.requires_grad_(False)
+
+
+class Buffered(nn.Module):
+    """A buffer beside the layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(2))
+        self.head = nn.Linear(2, 2)
+
+
+class Complex(nn.Module):
+    """A parameter of two numbers a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.phase, self.head = nn.Parameter(torch.ones(2, dtype=torch.cfloat)), nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (nn.Sequential(nn.BatchNorm1d(2, affine=False), nn.Linear(2, 2)), "buffer 0.running_mean"),
+        (Backbone(), "buffer norm.running_mean would leave without noise"),
+        (Buffered(), "buffer seen would leave without noise: take GroupNorm"),
+        (Complex(), "complex parameter phase"),
+        (
+            nn.Sequential(
+                nn.BatchNorm1d(2, affine=False, track_running_stats=False), nn.Linear(2, 2)
+            ),
+            "0 mixes samples",
+        ),
+    ],
+    ids=["without parameters", "frozen", "a buffer", "complex", "without statistics"],
+)
+def test_nothing_of_a_model_leaves_without_noise(model, said):
+    """Opacus looks at layers with trained parameters of their own."""
+    dataset = TensorDataset(torch.ones(4, 2), torch.zeros(4, dtype=torch.long))
+    with pytest.raises(dp_sgd.PrivacyError, match=said):
+        trainer.train(model, dataset, configs({"noise_multiplier": 1.0}), seed=0, steps=1)
+
+
+@pytest.mark.parametrize("noise", ["dp_sgd", "local_dp"])
+@pytest.mark.parametrize("operation", ["train", "rehearse"])
+def test_without_the_accountant_nothing_is_trained(site, monkeypatch, noise, operation):
+    """What a round costs could not be told after it."""
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    settings = {"noise_multiplier": 1.0} | ({"clip_norm": 1.0} if noise == "local_dp" else {})
+    answer = site.answer(operation=operation, train_configs={noise: settings})
+    if operation == "rehearse":
+        found = {item["check"]: item for item in answer["result"]["items"]}
+        assert found["step"]["outcome"] == "failed"
+        assert "fl-hpc[privacy]" in found["step"]["message"]
+    else:
+        assert "fl-hpc[privacy]" in answer["error"]["message"]
+    assert not list(site.state.rglob(f"{noise}.json"))

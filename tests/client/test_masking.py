@@ -254,6 +254,35 @@ def owner(tmp_path, monkeypatch):
     return write
 
 
+def test_no_second_update_leaves_while_another_worker_forgets_the_sum(summing, monkeypatch):
+    """A server that has two of a site's workers train could else take one from the other."""
+    summing.up_to_masking("a")
+    encode = masking.encoded
+
+    def meanwhile(*arguments):
+        summing.ask("advertise", "a", session="another")
+        return encode(*arguments)
+
+    words(result(summing.train("a")))
+    monkeypatch.setattr(masking, "encoded", meanwhile)
+    assert "keeps no keys" in refused(summing.train("a", steps=7))
+
+
+def test_no_other_survivors_are_named_while_another_worker_forgets_the_sum(summing, monkeypatch):
+    summing.up_to_masking()
+    result(summing.unmask("a", "a", "b", "c"))
+    once = masking._Kept.once
+
+    def meanwhile(kept, name, value):
+        if name == "survivors":
+            monkeypatch.setattr(masking._Kept, "once", once)
+            summing.ask("advertise", "a", session="another")
+        return once(kept, name, value)
+
+    monkeypatch.setattr(masking._Kept, "once", meanwhile)
+    assert "keeps no keys" in refused(summing.unmask("a", "a", "b"))
+
+
 def test_a_site_that_demands_it_shows_no_update(summing, site, owner):
     owner(min_sites=2)
     message = "secure_aggregation: the server wants to see the update"

@@ -38,6 +38,18 @@ def test_a_warm_worker_loads_its_data_once(site):
     assert calls == [32]
     site.result(data=("load", {"n": 8}))
     assert calls == [32, 8]
+    site.result(operation="evaluate", data=("load", {"n": 8}))
+    assert calls == [32, 8]
+
+
+def test_another_run_and_a_rehearsal_load_data_anew(site):
+    """The file may be another by then, or somebody's record withdrawn."""
+    site.result(data=("load", {"n": 8}))
+    calls = site_code.load("data.py", "load").__globals__["calls"]
+    site.result(data=("load", {"n": 8}), run_id="run-2")
+    assert calls == [8, 8]
+    site.result(operation="rehearse", data=("load", {"n": 8}))
+    assert calls == [8, 8, 8]
 
 
 @pytest.mark.parametrize(

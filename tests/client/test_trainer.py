@@ -1,9 +1,9 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
-from fl.client.trainer import TrainingError, build_model, evaluate, train
+from fl.client.trainer import TrainingError, build_model, evaluate, require_settings, train
 from fl.config import ModelConfigs, TrainConfigs
 from fl.errors import FederationError
 
@@ -144,3 +144,51 @@ def test_a_model_that_does_not_build_says_why(site_code, text, expected):
     (site_code / "model.py").write_text(text)
     with pytest.raises(TrainingError, match=expected):
         build_model(ModelConfigs(model_path="model.py", model_name="Net"))
+
+
+class Broken(Dataset):
+    """Ten samples, of which one is not as the first."""
+
+    def __init__(self, odd):
+        self.odd = odd
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        if index < 7:
+            return torch.zeros(4), 0
+        if self.odd == "damaged":
+            raise OSError("image file is truncated")
+        return {"larger": (torch.zeros(5), 0), "three": (torch.zeros(4), 0, 1)}[self.odd]
+
+
+@pytest.mark.parametrize("odd", ["damaged", "larger", "three"])
+def test_a_sample_that_cannot_be_read_is_named(odd):
+    configs = TrainConfigs(train_batch_size=10, val_batch_size=10)
+    for use in (
+        lambda: train(linear(), Broken(odd), configs, seed=0),
+        lambda: evaluate(linear(), Broken(odd), configs),
+    ):
+        with pytest.raises(TrainingError, match="samples make no minibatch of inputs and labels"):
+            use()
+
+
+def test_a_loss_over_numbers_has_no_accuracy_beyond_1():
+    """Labels of one number a sample are no class indices: each was compared with each."""
+    numbers = TensorDataset(torch.zeros(64, 4), torch.zeros(64, 1))
+    configs = TrainConfigs(loss_fn="BCEWithLogitsLoss")
+    assert evaluate(nn.Linear(4, 1), numbers, configs).accuracy == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"optim": "Adam", "optim_args": {"betas": [0.9]}}, "optim_args do not fit Adam"),
+        ({"optim": "Adam", "optim_args": {"fused": True, "foreach": True}}, "do not fit Adam"),
+        ({"lr_scheduler": "LRScheduler"}, "lr_scheduler_args do not fit LRScheduler"),
+    ],
+)
+def test_whatever_torch_raises_of_settings_is_named(settings, said):
+    with pytest.raises(TrainingError, match=said):
+        require_settings(linear(), TrainConfigs(**settings))

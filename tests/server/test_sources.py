@@ -28,7 +28,7 @@ def test_every_task_that_runs_code_brings_it(folder, federation):
     (folder / "d.py").write_text("# of the second round\n")
     for request in (
         train,
-        evaluate_request(asked, client, MODEL, job="j"),
+        evaluate_request(asked, client, MODEL, job="j", run_id="r"),
         rehearse_request(asked, client, MODEL, until=0),
     ):
         assert request["sources"] == expected
