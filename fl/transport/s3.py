@@ -21,7 +21,7 @@ from xml.sax.saxutils import escape  # nosec B406  (writes, parses nothing)
 
 from fl.config import S3Configs
 from fl.tensors import Data, size
-from fl.transport.base import Ref, TransportError, UnreachableError, wrong_way
+from fl.transport.base import GoneError, Ref, TransportError, UnreachableError, wrong_way
 from fl.transport.parts import PART_BYTES, TIMEOUT, TRIES, VALID_SECONDS, Parts
 
 NAME = "s3"
@@ -54,9 +54,14 @@ class SignedS3:
             for number, etag in enumerate((answer.headers["ETag"] for answer in answers), 1)
         )
         body = f"<CompleteMultipartUpload>{body}</CompleteMultipartUpload>"
-        self._parts.ask("POST", grant["complete"], body.encode())
         key = {"object": grant["object"], "url": grant["get"]}
-        return Ref(self.name, key, size(pieces), digest)
+        ref = Ref(self.name, key, size(pieces), digest)
+        try:
+            self._parts.ask("POST", grant["complete"], body.encode())
+        except GoneError:
+            # The store has heard an earlier try, whose answer was lost, and forgotten the upload.
+            self.read(ref, grant["get"])
+        return ref
 
     def get(self, ref: Ref, seconds: float = math.inf) -> Data:
         """See `Transport.get`."""

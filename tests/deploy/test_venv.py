@@ -95,6 +95,16 @@ def test_what_the_site_has_built_is_taken_as_it_is(tmp_path, play):
     assert re.findall(r"changed=(\d+)", play("torch").stdout) == ["0"]
 
 
+def test_extras_are_installed_where_they_are_wanted(tmp_path, play):
+    """This site reaches no index: pip names what it would have fetched."""
+    assert play("torch").returncode == 0
+    done = play("torch", fl_environment_extras=["privacy"])
+    assert done.returncode == 2
+    assert re.search(r"No matching distribution found for (opacus|dp-accounting)", done.stdout)
+    mistyped = play("torch", fl_environment_extras=["privcy"])
+    assert "value of fl_environment_extras must be one or more of: privacy" in mistyped.stdout
+
+
 def test_somebody_elses_environment_is_left_alone(tmp_path, play):
     theirs = tmp_path / "theirs/bin/python"
     theirs.parent.mkdir(parents=True)

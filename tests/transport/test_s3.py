@@ -52,6 +52,10 @@ def late_error(answer):
     return Response('<?xml version="1.0"?>\n<Error><Code>InternalError</Code></Error>', status=200)
 
 
+def forgotten(answer):
+    return Response("<Error><Code>NoSuchUpload</Code></Error>", status=404)
+
+
 def short(answer):
     return Response(answer.get_data()[:-7], status=206)
 
@@ -159,6 +163,19 @@ def test_what_fails_or_comes_short_is_tried_again(transport, store, faults):
     ref = SignedS3(grant).put(data)
     assert transport.get(ref) == data
     assert store.faults == []
+    transport.evict(ref)
+
+
+@pytest.mark.parametrize("side", ["server", "site"])
+def test_an_object_whose_completion_was_heard_and_its_answer_lost_is_there(transport, store, side):
+    """The store knows no such upload at the second try."""
+    data = os.urandom(PART + 1)
+    put = transport.put if side == "server" else SignedS3(transport.grant(len(data))).put
+    store.faults = [("POST", lambda answer: answer)] * (side == "server")  # which begins the upload
+    store.faults += [("POST", broken), ("POST", forgotten)]
+    ref = put(data)
+    assert store.faults == []
+    assert transport.get(ref) == data
     transport.evict(ref)
 
 
