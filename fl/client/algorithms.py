@@ -73,11 +73,12 @@ def no_control(model: nn.Module) -> Tensors:
         model: The model.
 
     Returns:
-        Zeros of the trainable parameters' names, shapes and devices, float32 at least.
+        Zeros of the trainable parameters' names, shapes and devices, float32 at least; by every
+        name that tied weights have, as in `state_dict`.
     """
     return {
         name: torch.zeros_like(_wide(parameter.detach()))
-        for name, parameter in model.named_parameters()
+        for name, parameter in model.named_parameters(remove_duplicate=False)
         if parameter.requires_grad
     }
 

@@ -32,7 +32,7 @@ def require_parameters(model: nn.Module, travelling: Iterable[str]) -> None:
     Raises:
         PrivacyError: One is no parameter.
     """
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     if first := min((name for name in travelling if name not in parameters), default=None):
         raise PrivacyError(
             f"local_dp: the model's buffer {first} would leave without noise: take GroupNorm "

@@ -59,8 +59,14 @@ def charge(
         before = []
     except (OSError, ValueError, TypeError) as error:
         raise PrivacyError(f"{file}: does not say what was spent ({error})") from error
-    site_state.write(file, json.dumps([*before, spent]).encode(), durable=True)
+    # Steps alike cost what they cost together: a round a line would make each slower to reckon.
+    steps: dict[tuple[float, float], int] = {}
+    for noise_multiplier, sampling_rate, count in [*before, spent]:
+        alike = noise_multiplier, sampling_rate
+        steps[alike] = steps.get(alike, 0) + count
+    total = [Spent(*alike, count) for alike, count in steps.items()]
+    site_state.write(file, json.dumps(total).encode(), durable=True)
     try:
-        return privacy.epsilon([*before, spent], delta)
+        return privacy.epsilon(total, delta)
     except ValueError as error:
         raise PrivacyError(str(error)) from error

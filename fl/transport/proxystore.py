@@ -100,7 +100,7 @@ class ProxystoreTransport:
                 self._parts.ask("POST", url, seconds=until - time.monotonic())
             except UnreachableError:
                 if time.monotonic() < until:
-                    raise
+                    raise  # else it is left open, and done once the peer comes to it
 
         for _ in side_by_side(evict, self._urls("evict", ref)):
             pass
@@ -190,8 +190,8 @@ class _LeftOpen(requests.adapters.HTTPAdapter):
             self._given_up.add(answer)
             answer.add_done_callback(self._drop)
             raise requests.ReadTimeout(f"Read timed out. (read timeout={seconds})") from None
-        if response.raw.connection is not None:  # the rest comes from the endpoint alone
-            response.raw.connection.sock.settimeout(seconds)
+        if socket := getattr(response.raw.connection, "sock", None):
+            socket.settimeout(seconds)  # the rest comes from this endpoint alone
         return response
 
     def close(self) -> None:

@@ -28,6 +28,13 @@ class Net(nn.Module):
         return self.layers(inputs.to(self.layers[0].weight.dtype))
 def Linear():
     return nn.Linear(4, 2)
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        self.last.weight = self.first.weight
+    def forward(self, inputs):
+        return self.last(self.first(inputs))
 """
 DATA = """
 import torch

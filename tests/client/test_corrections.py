@@ -143,6 +143,27 @@ def test_a_repeated_round_gives_the_same_bytes_whatever_came_after_it(site):
     assert digest(2, 1) == second
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"trainer": "ScaffoldTrainer", "optim_args": {"lr": 0.1}},
+        {"local_dp": {"noise_multiplier": 1.0, "clip_norm": 1.0}},
+    ],
+    ids=["scaffold", "local_dp"],
+)
+def test_tied_weights_have_both_their_names(site, settings):
+    """As in the model that the server sends, and in the controls that it makes of that."""
+    start = site.build("Tied")
+    assert set(start) == {"first.weight", "last.weight"}
+    controls = control.prefixed(start) if "trainer" in settings else {}
+    tied = {"model": ("Tied", {}), "weights": {**start, **controls}, "train_configs": settings}
+    sent, change = control.split(site.update(update="difference", **tied))
+    for tensors in (sent, *([change] if controls else [])):
+        assert tensors["first.weight"].shape == (4, 4)
+        if controls:  # noise is drawn for each name
+            assert torch.equal(tensors["first.weight"], tensors["last.weight"])
+
+
 def test_controls_are_private_whole_and_removed_once_a_newer_one_is_taken(site):
     _, _, weights = broadcast(site)
     folder = site.state / "run-1" / "a"

@@ -1,5 +1,6 @@
 """DP-SGD at a site: clipping, noise and sampling by hand, its price, the owner's least noise."""
 
+import json
 import math
 import sys
 
@@ -102,6 +103,12 @@ def test_a_site_tells_what_its_rounds_have_cost(site):
     site.cool()
     again = site.result(round=2, **asked)["metrics"]["epsilon"]
     assert again == epsilon([Spent(2.0, 0.25, 12)], 1e-3)  # sent twice, paid twice
+    (file,) = site.state.rglob("dp_sgd.json")
+    assert json.loads(file.read_text()) == [[2.0, 0.25, 12]]
+    less = asked["train_configs"]["dp_sgd"] | {"noise_multiplier": 3.0}
+    asked["train_configs"] |= {"dp_sgd": less}
+    both = site.result(round=3, **asked)["metrics"]["epsilon"]
+    assert both == epsilon([Spent(2.0, 0.25, 12), Spent(3.0, 0.25, 4)], 1e-3)
 
 
 def test_the_owner_says_how_much_noise_is_the_least(site, tmp_path, monkeypatch):
