@@ -9,7 +9,9 @@ never been.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -20,6 +22,9 @@ from fl.tensors import Tensors, decode, encode, require_same_layout
 
 PREFIX = "control/"
 """What the name of a control has before its parameter's name, in a model's file."""
+
+FORGOTTEN_SECONDS = 30 * 24 * 3600.0
+"""How old what a run has left here may be: it may still be resumed."""
 
 
 def split(tensors: Tensors) -> tuple[Tensors, Tensors]:
@@ -81,7 +86,7 @@ def kept(
 
 
 def keep(run: str, client: str, round_number: int, control: Tensors) -> None:
-    """Keep a client's c_i, as it is after a round.
+    """Keep a client's c_i, as it is after a round; what runs have left long ago is removed.
 
     Args:
         run: The run's id.
@@ -93,6 +98,11 @@ def keep(run: str, client: str, round_number: int, control: Tensors) -> None:
         SiteStateError: It cannot be written.
     """
     site_state.write(_file(run, client, round_number), encode(control), durable=True)
+    long_gone = time.time() - FORGOTTEN_SECONDS
+    for file in site_state.folder().glob("*/*/*.safetensors"):
+        with suppress(OSError):  # another task has just removed it, or it is not ours
+            if file.stat().st_mtime < long_gone:
+                file.unlink()
 
 
 def _file(run: str, client: str, round_number: int) -> Path:

@@ -1,6 +1,8 @@
 """FedProx and SCAFFOLD, as a server meets them."""
 
+import os
 import stat
+import time
 
 import pytest
 import torch
@@ -141,6 +143,19 @@ def test_a_repeated_round_gives_the_same_bytes_whatever_came_after_it(site):
     second = digest(2, 1)
     assert digest(3, 1) != second  # the server never got round 2
     assert digest(2, 1) == second
+
+
+def test_what_a_run_has_left_long_ago_is_removed(site):
+    _, _, weights = broadcast(site)
+    for run in ("run-1", "run-2"):
+        site.result(weights=weights, **SCAFFOLD | {"run_id": run})
+    past = time.time() - control.FORGOTTEN_SECONDS - 60
+    os.utime(site.state / "run-1/a/1.safetensors", (past, past))
+    (site.state / "run-1/a/dp_sgd.json").write_text("[]")
+    os.utime(site.state / "run-1/a/dp_sgd.json", (past, past))
+    site.result(weights=weights, **SCAFFOLD | {"run_id": "run-3"})
+    left = {str(file.relative_to(site.state)) for file in site.state.glob("run-*/*/*")}
+    assert left == {"run-1/a/dp_sgd.json", "run-2/a/1.safetensors", "run-3/a/1.safetensors"}
 
 
 @pytest.mark.parametrize(
