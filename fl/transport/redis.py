@@ -65,7 +65,12 @@ class RedisTransport:
             protocol=2,  # older servers know no other
             socket_connect_timeout=connect,
             socket_timeout=silence,
-            retry=Retry(ExponentialBackoff(base=PAUSE_SECONDS), TRIES - 1),
+            # Not after a silence: whoever waits for a model would wait for it four times.
+            retry=Retry(
+                ExponentialBackoff(base=PAUSE_SECONDS),
+                TRIES - 1,
+                supported_errors=(redis.ConnectionError,),
+            ),
         )
         with self._named():
             self._redis.ping()

@@ -138,8 +138,10 @@ def test_a_server_that_is_gone_or_does_not_answer_is_named(transport, server):
     port, process = server
     ref = transport.put(b"model")
     process.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
     with pytest.raises(UnreachableError, match=f"Redis at 127.0.0.1:{port}: .*[Tt]imeout"):
         transport.get(ref)
+    assert time.monotonic() - began < 3  # a second's silence, once
     process.kill()
     process.wait()
     with pytest.raises(UnreachableError, match=f"Redis at 127.0.0.1:{port}: .*refused"):
