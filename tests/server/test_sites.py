@@ -150,13 +150,19 @@ def test_a_lost_site_that_is_online_again_takes_the_same_turn_again(world):
     assert world.sites.turn("a", 1) == 2  # another model, another training
 
 
-def test_an_answer_that_comes_twice_counts_once(world):
+def sent_twice(world):
+    """A task of a site that was taken for lost, and the same turn's again."""
     first = world.send("a", job="first")
     world.endpoints.health_of["a"] = OFFLINE
     world.pass_time(3 * sites.CHECK_SECONDS)
     world.endpoints.health_of["a"] = None
     world.pass_time(2 * sites.CHECK_SECONDS)
     second = world.send("a", job="second")
+    return first, second
+
+
+def test_an_answer_that_comes_twice_counts_once(world):
+    first, second = sent_twice(world)
     first.set_result(answer(steps=1))  # it was not lost after all
     second.set_result(answer(steps=1))
     world.pass_time(1)
@@ -164,12 +170,7 @@ def test_an_answer_that_comes_twice_counts_once(world):
 
 
 def test_an_answer_whose_update_is_gone_leaves_the_turn_to_its_twin(world):
-    first = world.send("a", job="first")
-    world.endpoints.health_of["a"] = OFFLINE
-    world.pass_time(3 * sites.CHECK_SECONDS)
-    world.endpoints.health_of["a"] = None
-    world.pass_time(2 * sites.CHECK_SECONDS)
-    second = world.send("a", job="second")
+    first, second = sent_twice(world)
     first.set_result(answer(steps=1))
     world.pass_time(1)
     assert world.sites.lose("a", 1, FederationError("its endpoint has forgotten it")) is None
