@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from random import SystemRandom
 from uuid import uuid4
 
 from fl.client import site_state
@@ -18,6 +19,8 @@ from fl.transport import Ref, Store, TransportError, UnreachableError
 
 KEPT_SECONDS = 3 * 24 * 3600.0
 """How long an update waits for its run to be resumed: over a weekend."""
+LOOKED_AT = 32
+"""Notes that a task looks at, of all that there are: it adds one, so that none is left for long."""
 
 
 def note(update: Ref) -> None:
@@ -39,7 +42,9 @@ def evict_unclaimed(store: Store) -> None:
     Args:
         store: Where this site's tasks put them.
     """
-    for file in site_state.path("updates").glob("*.json"):
+    notes = list(site_state.path("updates").glob("*.json"))
+    # Not by `random`, which is seeded for training.
+    for file in SystemRandom().sample(notes, min(len(notes), LOOKED_AT)):
         try:
             settled = _is_settled(file, store)
         except (UnreachableError, OSError):

@@ -56,6 +56,18 @@ def test_what_the_server_evicted_is_struck_off(store, state):
     assert notes(state) == []
 
 
+def test_a_thousand_clients_of_one_folder_do_not_look_through_all_each(store, state, monkeypatch):
+    asked, exists = [], store.exists
+    monkeypatch.setattr(store, "exists", lambda ref: asked.append(ref) or exists(ref))
+    for _ in range(100):
+        store.evict(put(store, state))
+    unclaimed.evict_unclaimed(store)
+    assert len(asked) == unclaimed.LOOKED_AT == 100 - len(notes(state))
+    for _ in range(3):
+        unclaimed.evict_unclaimed(store)
+    assert notes(state) == []
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"put_at": 0, "update": {}}'])
 def test_what_is_torn_is_struck_off(store, state, text):
     put(store, state)
