@@ -11,7 +11,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -24,14 +24,14 @@ from fl.check_server import Sent, check_server
 from fl.client.check import Item, Items, told_way, versions
 from fl.config import Client, Federation
 from fl.config_files import Files
-from fl.endpoints.base import Endpoints, JSONObject, SiteError, answer_of, legible
+from fl.endpoints.base import Endpoints, EngineError, JSONObject, SiteError, answer_of, legible
 from fl.endpoints.places import open_endpoints
 from fl.errors import FederationError, in_one_line
 from fl.remedies import remedy
 from fl.run import prepare_environment
 from fl.sealing import ServerKeys
 from fl.server.clock import Clock, RealClock
-from fl.server.requests import check_request, rehearse_request
+from fl.server.requests import check_request, progress_request, rehearse_request
 from fl.transport import Ref, Transport, open_server_transport
 
 SERVER = "server"
@@ -41,6 +41,11 @@ NAMED = {"SiteCodeError": "site code", "PolicyRefusal": "policy"}
 
 SKEW_SECONDS = 5.0
 """How far a worker's clock may be from the server's before logs of both are hard to read."""
+
+LOOK_SECONDS = 30.0
+"""A site that is silent for longer, and for twice as long each time, is sent a small task: an
+engine whose job is refused takes its user endpoint down with it, and now and then the failure that
+this was about to report. The small task then brings that failure."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +212,7 @@ class _Sites:
         self._began = time.monotonic()
         self._until = time.time() + deadline
         self._tasks: dict[Future[JSONObject], tuple[Client, float]] = {}
+        self._looks: dict[Future[JSONObject], Client] = {}
 
     def online(self) -> Iterator[tuple[Client, Check]]:
         """Whether the service sees each site's endpoint, as it says so."""
@@ -253,12 +259,47 @@ class _Sites:
 
     def answers(self) -> Iterator[Check]:
         """What the workers found, each site's as it answers."""
-        for task in self._as_they_come(self._tasks):
-            client, sent = self._tasks.pop(task)
-            yield from self._answer(client, task, sent)
+        ends, next_look = self._began + self._deadline, self._began + LOOK_SECONDS
+        while self._tasks:
+            until = min(ends, next_look)
+            left = max(until - time.monotonic(), 0)
+            done, _ = wait([*self._tasks, *self._looks], left, return_when=FIRST_COMPLETED)
+            # A task's own answer says more than what a look at it found at the same time.
+            for future in sorted(done, key=self._looks.__contains__):
+                yield from self._taken(future)
+            if done:
+                continue
+            if until == ends:
+                break
+            self._look()
+            next_look += next_look - self._began
         for client, _ in self._tasks.values():
             silent = f"no worker answered within {self._deadline:g} s"
             yield self._check(client, "worker", silent, "")
+
+    def _taken(self, future: Future[JSONObject]) -> Iterator[Check]:
+        """What a task answered, or the failure that a look at a silent one found."""
+        if future in self._tasks:
+            client, sent = self._tasks.pop(future)
+            yield from self._answer(client, future, sent)
+            return
+        client = self._looks.pop(future)
+        silent = [task for task, (asked, _) in self._tasks.items() if asked == client]
+        try:
+            answer_of(future, self._ways.endpoints)
+        except EngineError as error:
+            for task in silent:
+                del self._tasks[task]
+                yield self._check(client, "worker", str(error), "")
+        except FederationError:
+            return  # it says nothing of the task
+
+    def _look(self) -> None:
+        """Send every site that is silent another task, which asks next to nothing."""
+        for client, _ in self._tasks.values():
+            with suppress(FederationError):
+                request = progress_request(client, f"look-{uuid.uuid4()}")
+                self._looks[self._ways.endpoints.submit(client, request)] = client
 
     def _as_they_come(self, futures: Iterable[Future[Any]]) -> Iterator[Future[Any]]:
         """Those that are done before the deadline."""

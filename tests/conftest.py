@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 
@@ -79,16 +80,24 @@ class Federation:
         return ["ansible-playbook", "-i", str(self.inventory), "-e", given, *arguments]
 
     def call(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of this checkout's environment."""
-        return subprocess.run(
-            command,
-            cwd=TOP,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=CALL_SECONDS,
-            check=False,
-        )
+        """Run a command of this checkout's environment; a test that fails shows what it said."""
+        with TemporaryFile("w+") as output, TemporaryFile("w+") as errors:
+            try:
+                done = subprocess.run(
+                    command,
+                    cwd=TOP,
+                    env=self.environment,
+                    stdout=output,
+                    stderr=errors,
+                    timeout=CALL_SECONDS,
+                    check=False,
+                )
+            finally:  # also of what was still running when the test's time was up
+                for file in (output, errors):
+                    file.seek(0)
+                said = [output.read(), errors.read()]
+                sys.stdout.write("".join(said))
+        return subprocess.CompletedProcess(command, done.returncode, *said)
 
 
 def sandbox_environment(folder: Path) -> dict[str, str]:

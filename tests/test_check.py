@@ -2,6 +2,7 @@
 
 import json
 import threading
+from concurrent.futures import Future
 
 import pytest
 from click.testing import CliRunner
@@ -148,6 +149,46 @@ def test_a_silent_site_holds_no_other_up(run_check):
     silent = of(found, "site-a")["worker"]
     assert silent.message == "no worker answered within 0.5 s"
     assert "--deadline" in silent.remedy
+
+
+def test_a_failure_that_got_lost_is_asked_for_again(run_check, monkeypatch):
+    """A user endpoint that goes down with its engine may take the failure with it."""
+    monkeypatch.setattr(checks, "LOOK_SECONDS", 0.05)
+
+    class Losing(InProcess):
+        def submit(self, client, request):
+            if client.client_id != "site-a":
+                return super().submit(client, request)
+            future = Future()
+            if request["operation"] == "progress":
+                future.set_exception(RuntimeError("qsub: Invalid account"))
+            return future
+
+    found = run_check(Losing())
+    assert of(found, "site-a")["worker"].message == "qsub: Invalid account"
+    assert of(found, "site-b")["step"].ok
+
+
+def test_a_look_at_a_slow_task_says_nothing_of_it(run_check, monkeypatch):
+    monkeypatch.setattr(checks, "LOOK_SECONDS", 0.05)
+    late, looked = [], []
+
+    class Slow(InProcess):
+        def submit(self, client, request):
+            answer = super().submit(client, request)
+            if client.client_id != "site-a":
+                return answer
+            if request["operation"] == "rehearse":
+                late.append((Future(), answer.result()))
+                return late[0][0]
+            looked.append(answer.result())
+            if len(looked) == 2:
+                late[0][0].set_result(late[0][1])
+            return answer
+
+    found = run_check(Slow())
+    assert all(check.ok for check in found), found
+    assert len(looked) == 2
 
 
 def test_a_service_that_does_not_say_is_not_waited_for(run_check):
