@@ -162,8 +162,11 @@ def flower_run(megabytes: int, clients: int, rounds: int) -> list[float]:
             '[superlink]\ndefault = "here"\n[superlink.here]\n'
             'address = "127.0.0.1:8000"\ninsecure = true\n'
         )
-        _call(folder, bin_folder / "flwr", "run", ".", "here", "--stream")
-        return _between(json.loads((folder / "starts").read_text()))
+        said = _call(folder, bin_folder / "flwr", "run", ".", "here", "--stream")
+        starts = folder / "starts"
+        if not starts.exists():  # `flwr run` ends with 0 also where the run has failed
+            raise RuntimeError(f"flwr run: {said[-3000:]}")
+        return _between(json.loads(starts.read_text()))
 
 
 def nvflare_simulator(megabytes: int, clients: int, rounds: int) -> list[float]:
