@@ -453,7 +453,8 @@ class Client(Section):
     client_id: FileName
     """The site's name in logs and metrics."""
     train_configs: Arguments = {}
-    """What differs from `client_configs.train_configs` here, such as the device."""
+    """What differs from `client_configs.train_configs` here, such as the device; a mapping in it,
+    such as `optim_args`, key by key."""
     data_configs: DataConfigs
     """The site's data."""
     comm_configs: ClientCommConfigs = ClientCommConfigs()
@@ -487,4 +488,24 @@ class Federation(Section):
     def train_configs(self, client: Client) -> TrainConfigs:
         """A client's training settings: the shared ones with its own laid over them."""
         shared = self.client_configs.train_configs.model_dump()
-        return TrainConfigs.model_validate({**shared, **client.train_configs})
+        return TrainConfigs.model_validate(_laid_over(shared, client.train_configs))
+
+
+ARGUMENTS_OF = {
+    "optim_args": {"optim"},
+    "lr_scheduler_args": {"lr_scheduler"},
+    "loss_fn_kwargs": {"loss_fn", "loss_fn_path", "loss_fn_name"},
+}
+"""Arguments, and the names of what they are arguments of: one's are not another's."""
+
+
+def _laid_over(shared: Arguments, own: Arguments) -> Arguments:
+    """One mapping over another, key by key."""
+    both = {
+        name: _laid_over(shared[name], value)
+        for name, value in own.items()
+        if isinstance(value, dict)
+        and isinstance(shared.get(name), dict)
+        and not ARGUMENTS_OF.get(name, set()) & own.keys()
+    }
+    return {**shared, **own, **both}

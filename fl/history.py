@@ -135,15 +135,15 @@ def find_run(folder: Path) -> Path:
     try:
         if (folder / "run.json").is_file():
             return folder
-        # The names begin with the time.
-        runs = sorted(file.parent for file in folder.glob("*/run.json"))
+        # It is written once, when a run begins; a folder may have any name.
+        files = sorted((file.stat().st_mtime_ns, file) for file in folder.glob("*/run.json"))
     except OSError as error:
         raise _unreadable(folder, error) from error
-    if not runs:
+    if not files:
         raise FederationError(
             f"{folder}: is no run's folder, nor are there any in it; name one that fl-run made"
         )
-    return runs[-1]
+    return files[-1][1].parent
 
 
 def read_history(folder: Path) -> History:

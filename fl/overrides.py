@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+from copy import copy
 from typing import Any
 
 import yaml
+
+
+TEXT_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 
 
 class _Loader(yaml.SafeLoader):
     """YAML as people mean it.
 
     Its numbers are those that people write: 1e-3, which YAML 1.1 takes for a text. A key that
-    stands twice is refused; PyYAML takes the last one and says nothing.
+    stands twice is refused; PyYAML takes the last one and says nothing. So is one that is no text:
+    sites get JSON, which would make the number 1 a "1".
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -23,6 +28,11 @@ class _Loader(yaml.SafeLoader):
             if key.value in seen and isinstance(key, yaml.ScalarNode):
                 raise yaml.MarkedYAMLError(
                     problem=f"{key.value} stands twice", problem_mark=key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode) and key.tag not in TEXT_TAGS:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value} is no text; quote it",
+                    problem_mark=key.start_mark,
                 )
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
         return node
@@ -99,17 +109,14 @@ def override(content: Any, text: str) -> None:
 
 
 def _step(place: Any, part: str) -> Any:
-    """What a key leads to."""
-    match place:
-        case dict():
-            if place.get(part) is None:
-                place[part] = {}
-            found = place[part]
-        case list():
-            found = place[_index(place, part)]
-    if not isinstance(found, dict | list):
-        raise ValueError(f"{part} holds {found!r}, which has no keys")
-    return found
+    """What a key leads to; a copy of it, since aliases may lead to it from elsewhere, too."""
+    key = _index(place, part) if isinstance(place, list) else part
+    if isinstance(place, dict) and place.get(part) is None:
+        place[part] = {}
+    if not isinstance(place[key], dict | list):
+        raise ValueError(f"{part} holds {place[key]!r}, which has no keys")
+    place[key] = copy(place[key])
+    return place[key]
 
 
 def _index(items: list[Any], part: str) -> int:

@@ -304,9 +304,9 @@ def server_spans(ended: EndedRound) -> list[float]:
     """
     took = ended.seconds
     parts: dict[str, Sequence[str]] = {
-        "send": ("checkpoint", "evict", "broadcast", "submit"),
+        "send": ("checkpoint", "evict", "agree", "broadcast", "submit"),
         "wait": ("wait",),
-        "aggregate": ("collect", "aggregate"),
+        "aggregate": ("collect", "unmask", "aggregate"),
         "evaluate": ("evaluate",),
     }
     lengths = [sum(took.get(part, 0.0) for part in parts.get(phase, ())) for phase in PHASES]
