@@ -10,9 +10,9 @@ from torch.utils.data import Dataset
 
 from fl.client import data, devices, frozen, local_dp, trainer
 from fl.client.spending import PrivacyError
-from fl.config import ConfigError, Federation, TrainConfigs
+from fl.config import ConfigError, Federation, ServerConfigs, TrainConfigs
 from fl.errors import FederationError
-from fl.server.aggregators import Aggregator, SecureFedAvg, open_aggregator
+from fl.server.aggregators import Aggregator, Holding, SecureFedAvg, open_aggregator
 from fl.server.federation import Evaluator
 from fl.server.schedulers import Scheduler, open_scheduler
 from fl.server.sources import sources
@@ -97,7 +97,34 @@ def open_steps(
         )
     if isinstance(aggregator, SecureFedAvg):
         require_secure(federation, aggregator, file)
+    if isinstance(aggregator, Holding):
+        require_robust(configs, aggregator, file)
     return aggregator, open_scheduler(configs, aggregator.updates_per_step, file=file)
+
+
+def require_robust(configs: ServerConfigs, aggregator: Holding, file: Path) -> None:
+    """Refuse a rule against wrong updates where a step may have too few for it.
+
+    Args:
+        configs: The server's.
+        aggregator: The rule.
+        file: Where the configuration stands, for messages.
+
+    Raises:
+        ConfigError: Nobody would be outvoted.
+    """
+    if configs.scheduler != "SyncScheduler":
+        raise ConfigError(
+            f"{file}: server_configs.scheduler: {configs.scheduler} does not go with "
+            f"{configs.aggregator}, which compares a round's updates: take SyncScheduler"
+        )
+    needed = configs.min_clients or configs.num_clients
+    if needed < aggregator.least:
+        raise ConfigError(
+            f"{file}: {configs.aggregator} with these aggregator_kwargs leaves out none of fewer "
+            f"than {aggregator.least} updates, and a round may have {needed} (server_configs."
+            f"{'min_clients' if configs.min_clients else 'num_clients'})"
+        )
 
 
 def require_secure(federation: Federation, aggregator: SecureFedAvg, file: Path) -> None:

@@ -32,7 +32,7 @@ from fl.run import prepare_environment
 from fl.sealing import ServerKeys
 from fl.server.clock import Clock, RealClock
 from fl.server.requests import check_request, progress_request, rehearse_request
-from fl.transport import Ref, Transport, open_server_transport
+from fl.transport import Ref, Transport, TransportError, open_server_transport
 
 SERVER = "server"
 
@@ -41,6 +41,9 @@ NAMED = {"SiteCodeError": "site code", "PolicyRefusal": "policy"}
 
 SKEW_SECONDS = 5.0
 """How far a worker's clock may be from the server's before logs of both are hard to read."""
+
+LEAST_FETCH_SECONDS = 10.0
+"""What fetching a site's upload is given, though the deadline is near."""
 
 LOOK_SECONDS = 30.0
 """A site that is silent for longer, and for twice as long each time, is sent a small task: an
@@ -337,15 +340,23 @@ class _Sites:
             return item
         started = time.perf_counter()
         try:
-            ref = Ref.from_json(sent)
+            ref = self._upload(sent)
+            left = self._began + self._deadline - time.monotonic()
             try:
-                size = len(self._ways.transport.get(ref))
+                size = len(self._ways.transport.get(ref, max(left, LEAST_FETCH_SECONDS)))
             finally:
                 _evict(self._ways.transport, ref)
         except FederationError as error:
             return Item("upload", "failed", f"to the server: {in_one_line(error)}", item.seconds)
         took = item.seconds + time.perf_counter() - started
         return Item("upload", "ok", f"{decimal(size)} to the server", took)
+
+    def _upload(self, sent: Any) -> Ref:
+        """What a site says it has put: as much as it was sent, and not the server's own object."""
+        ref, ours = Ref.from_json(sent), self._ways.model
+        if ref.size != ours.size or ("object" in ref.key and ref.names(ours)):
+            raise TransportError("what the site names is not what it was to put")
+        return ref
 
     def _check(self, client: Client, what: str, fault: str | None, fine: str) -> Check:
         seconds = time.monotonic() - self._began

@@ -2,7 +2,8 @@
 
 Both sides know the format from the configuration, and the server knows the layout, so that an
 update says nothing about its own sizes that would have to be believed. Only floating tensors of
-more numbers than `param_cutoff` are changed; the rest travels as it is.
+more numbers than `param_cutoff` are changed, and by top-k only where that makes them smaller; the
+rest travels as it is.
 """
 
 from __future__ import annotations
@@ -104,7 +105,13 @@ def is_changed(tensor: torch.Tensor, configs: CompressorConfigs) -> bool:
         configs.enable_compression
         and tensor.is_floating_point()
         and tensor.numel() > configs.param_cutoff
+        and (configs.top_k is None or _is_smaller(tensor, configs.top_k))
     )
+
+
+def _is_smaller(tensor: torch.Tensor, share: float) -> bool:
+    """Whether the largest numbers and their places take no more than all numbers do."""
+    return share * (tensor.itemsize + _index_type(tensor).itemsize) <= tensor.itemsize
 
 
 def _is_frame(values: torch.Tensor, configs: CompressorConfigs) -> bool:

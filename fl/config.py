@@ -34,6 +34,8 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Arguments = dict[str, Any]
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 FileName = Annotated[str, Field(pattern=NAME_PATTERN)]
+# Far from where float32's squares are zero: an update of no norm would be clipped by nothing.
+ClipNorm = Annotated[float, Field(ge=1e-6, le=1e6)]
 
 
 class DPSGD(Section):
@@ -41,7 +43,7 @@ class DPSGD(Section):
 
     noise_multiplier: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     """The noise's standard deviation, as a multiple of `max_grad_norm`."""
-    max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    max_grad_norm: ClipNorm = 1.0
     """The largest Euclidean norm of one sample's gradient; larger ones are scaled down."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     """The delta that a site's `epsilon` is told for; well below 1 by its number of samples."""
@@ -52,7 +54,7 @@ class LocalDP(Section):
 
     noise_multiplier: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     """The noise's standard deviation, as a multiple of `clip_norm`."""
-    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    clip_norm: ClipNorm = 1.0
     """The largest Euclidean norm of the site's difference; a larger one is scaled down."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     """The delta that a site's `local_epsilon` is told for."""

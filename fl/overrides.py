@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-
 TEXT_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 
 

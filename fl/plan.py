@@ -54,7 +54,9 @@ class Plan:
         parameters: Trainable numbers in the model.
         model_bytes: What is sent to a site in a round: the encoded model without what it marks
             frozen, with what the aggregator adds to it.
-        update_bytes: What it sends back, unless `compressor_configs` make that smaller.
+        updates: Of which a round, or a step by arrival, is made, if every site answers.
+        update_bytes: What a site sends back, before compression.
+        compressed: Whether `compressor_configs` make that smaller.
         shipments: One a site.
         writes: The folder that would get the run's.
         sources: Files whose source travels with every task, with their SHA-256.
@@ -63,7 +65,9 @@ class Plan:
     rounds: int
     parameters: int
     model_bytes: int
+    updates: int
     update_bytes: int
+    compressed: bool
     shipments: list[Shipment]
     writes: str
     sources: dict[str, str]
@@ -71,7 +75,7 @@ class Plan:
     @property
     def total_bytes(self) -> int:
         """What all rounds move, both ways, if every site answers every round."""
-        return self.rounds * len(self.shipments) * (self.model_bytes + self.update_bytes)
+        return self.rounds * self.updates * (self.model_bytes + self.update_bytes)
 
 
 def plan(files: Files) -> Plan:
@@ -98,7 +102,9 @@ def plan(files: Files) -> Plan:
         rounds=federation.server_configs.num_global_epochs,
         parameters=sum(p.numel() for p in algorithm.model.parameters() if p.requires_grad),
         model_bytes=len(encoded),
+        updates=algorithm.aggregator.updates_per_step or len(federation.clients),
         update_bytes=largest_encoding(masked) if secure else len(encoded),
+        compressed=federation.client_configs.comm_configs.compressor_configs.enable_compression,
         shipments=_shipments(federation, ref, base_digest(algorithm.frozen)),
         writes=federation.server_configs.logging_output_dirname,
         sources=digests(federation),
@@ -170,10 +176,12 @@ def show(found: Plan, console: Console) -> None:
         )
     console.print(table)
     down, up = decimal(found.model_bytes), decimal(found.update_bytes)
+    back = f"{up} back before compression" if found.compressed else f"{up} back"
+    every = f"{found.updates} updates" if found.updates != len(found.shipments) else "all"
     console.print(
-        f"\n{found.rounds} rounds of {len(found.shipments)} sites, a model of "
+        f"\n{found.rounds} rounds of {every} of {len(found.shipments)} sites, a model of "
         f"{found.parameters:,} parameters: {down} "
-        + ("each way, " if down == up else f"to a site, {up} back, ")
+        + (f"to a site, {back}, " if down != up or found.compressed else "each way, ")
         + f"{decimal(found.total_bytes)} in all\n"
         + "".join(f"ships {path}, sha256 {digest}\n" for path, digest in found.sources.items())
         + f"would write to {found.writes}/; "

@@ -31,6 +31,7 @@ from fl.server.events import Event, Listener, RoundEnded, SitesEvaluated, Warned
 from fl.server.federation import Parts, Server
 from fl.server.sites import Task, require_clients
 from fl.server.stopping import stalled
+from fl.tensors import Tensors
 from fl.trackers import Trackers
 from fl.transport import Transport, open_server_transport
 
@@ -106,10 +107,27 @@ def resume(folder: Path, console: Console) -> Outcome:
     prepare_environment(federation, record.site_code())
     algorithm = Algorithm(federation, folder / "config.yaml")
     record.complete_with(algorithm.frozen)
-    algorithm.begin()  # the checkpoint has the model that takes its place
+    built = _layout(algorithm.begin())  # the checkpoint has the model that takes its place
+    start = record.snapshot()
+    _require_the_same(folder, built, _layout(start.weights))
     with _ways(federation) as ways:
         _require_clients(federation, ways)
-        return _fit(federation, algorithm, ways, record, record.snapshot(), console)
+        return _fit(federation, algorithm, ways, record, start, console)
+
+
+def _layout(weights: Tensors) -> dict[str, str]:
+    return {name: f"{tensor.dtype} {list(tensor.shape)}" for name, tensor in weights.items()}
+
+
+def _require_the_same(folder: Path, built: dict[str, str], kept: dict[str, str]) -> None:
+    """Refuse to go on with a model that is another's by now: its code may have been changed."""
+    for name in sorted(built.keys() | kept.keys()):
+        here, there = built.get(name, "nothing"), kept.get(name, "nothing")
+        if here != there:
+            raise FederationError(
+                f"{folder}: {name} is {there} in its checkpoint, and {here} in the model that is "
+                "built now: the model's code, or what it is built from, has changed"
+            )
 
 
 def prepare_environment(federation: Federation, folder: Path) -> None:

@@ -247,15 +247,17 @@ def size(data: Sequence[Data]) -> int:
 
 
 def norm(tensors: Tensors) -> float:
-    """Euclid's norm over all floating-point tensors together.
+    """Euclid's norm over all floating-point and complex tensors together.
 
     Args:
-        tensors: Named tensors; counters and other integers are left aside.
+        tensors: Named tensors, of real or complex numbers; counters and other integers are left
+            aside.
 
     Returns:
         The norm; infinity where it overflows.
     """
-    return math.hypot(*(_norm(t) for t in tensors.values() if t.is_floating_point()))
+    real = (torch.view_as_real(t) if t.is_complex() else t for t in tensors.values())
+    return math.hypot(*(_norm(t) for t in real if t.is_floating_point()))
 
 
 def _norm(tensor: torch.Tensor) -> float:

@@ -1,6 +1,7 @@
 """`fl check`: what it asks, what it says, and that nobody holds it up."""
 
 import json
+import math
 import threading
 from concurrent.futures import Future
 
@@ -35,15 +36,15 @@ class Shelf:
         data = b"".join(pieces)
         key = str(len(self.held))
         self.held[key] = data
-        return Ref("shelf", {"key": key}, len(data), digest(data))
+        return Ref("shelf", {"object": key}, len(data), digest(data))
 
-    def get(self, ref):
-        if ref.key["key"] not in self.held:
+    def get(self, ref, seconds=math.inf):
+        if ref.key["object"] not in self.held:
             raise GoneError("ProxyStore has it no more")
-        return self.held[ref.key["key"]]
+        return self.held[ref.key["object"]]
 
     def evict(self, ref):
-        self.held.pop(ref.key["key"], None)
+        self.held.pop(ref.key["object"], None)
 
     def grant(self, size):
         return None

@@ -289,6 +289,8 @@ def _validation(
     if sets[1] is None:
         raise Doubt("the loader returns no validation set, so this site validates nothing")
     seed_all(0)
-    few = Subset(sets[1], range(min(data.count(sets[1]), configs.val_batch_size)))
+    # The loss of fewer would tell of single samples what the owner lets nobody know.
+    size = max(configs.val_batch_size, policy.min_samples)
+    few = Subset(sets[1], range(min(data.count(sets[1]), size)))
     found = trainer.evaluate(model, few, configs)
     return None, f"one minibatch{_loss(policy, 'val_loss', found.loss)}"

@@ -28,6 +28,8 @@ from fl.config import DPSGD, TrainConfigs
 from fl.privacy import noisy
 
 Wrap = Callable[[torch.optim.Optimizer], torch.optim.Optimizer]
+LEAST_DEVIATION = 1e-30
+"""Of the noise: float32 holds gradients of that size beside it, and their squares' sums above."""
 
 
 class PoissonBatches(Sampler[list[int]]):
@@ -151,10 +153,64 @@ def _require_covered(model: nn.Module) -> None:
             raise PrivacyError(f"dp_sgd: {name or 'the model'} mixes samples: {instead}")
 
 
+def mean_of_samples(
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    outputs: torch.Tensor,
+    labels: torch.Tensor,
+) -> torch.Tensor:
+    """The mean of samples' losses, each found by itself.
+
+    A loss of the minibatch may weigh a sample by the labels of others, as a mean over those that
+    are not ignored does: then clipping bounds what no sample can change.
+
+    Args:
+        loss: Of outputs and labels, one number.
+        outputs: The model's (n, ...).
+        labels: Theirs (n, ...).
+
+    Returns:
+        One number.
+
+    Raises:
+        PrivacyError: There is not one output for each sample.
+    """
+    if len(outputs) != len(labels):
+        raise PrivacyError(
+            f"dp_sgd: the model gives {len(outputs)} outputs for {len(labels)} samples, so that "
+            "nobody can tell whose they are"
+        )
+    each = (slice(index, index + 1) for index in range(len(outputs)))
+    return torch.stack([loss(outputs[one], labels[one]).reshape(()) for one in each]).mean()
+
+
+def require_each(model: nn.Module, samples: int) -> None:
+    """See that what is clipped are the samples' gradients.
+
+    Args:
+        model: After the backward pass.
+        samples: In the minibatch.
+
+    Raises:
+        PrivacyError: A layer has seen other things as samples, such as the slices of each.
+    """
+    for name, parameter in model.named_parameters():
+        found = getattr(parameter, "grad_sample", None)
+        if isinstance(found, torch.Tensor) and len(found) != samples:
+            raise PrivacyError(
+                f"dp_sgd: {name.removeprefix('_module.')} has {len(found)} gradients for {samples} "
+                "samples: the model must keep samples apart in its first dimension"
+            )
+
+
 def _noise(wanted: DPSGD, batch_size: int) -> Callable[[Any], None]:
     """Adds noise to gradients that are clipped, summed and divided by the mean batch's size."""
     draw = privacy.generator()
     deviation = wanted.noise_multiplier * wanted.max_grad_norm / batch_size
+    if deviation < LEAST_DEVIATION:
+        raise PrivacyError(
+            f"dp_sgd: for a train_batch_size of {batch_size} the noise would be {deviation:.1e}, "
+            "which float32 takes for none"
+        )
 
     def add(optimizer: Any) -> None:
         for parameter in optimizer.params:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 
 from fl import privacy
@@ -53,6 +57,33 @@ def charge(
         PrivacyError: What was noted before is not readable.
     """
     file = site_state.path(run, client, f"{mechanism}.json")
+    with _alone(file):
+        total = _added(file, spent)
+        site_state.write(file, json.dumps(total).encode(), durable=True)
+    try:
+        return privacy.epsilon(total, delta)
+    except ValueError as error:
+        raise PrivacyError(str(error)) from error
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Keep other workers of the site from adding to a file meanwhile."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = file.with_suffix(".lock").open("w")
+    except OSError as error:
+        raise PrivacyError(f"{file}: cannot be locked ({error.strerror})") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise PrivacyError(f"{file}: cannot be locked ({error.strerror})") from error
+        yield
+
+
+def _added(file: Path, spent: Spent) -> list[Spent]:
+    """What a file says was spent, and one round more."""
     try:
         before = [Spent(*entry) for entry in json.loads(file.read_text())]
     except FileNotFoundError:
@@ -64,9 +95,4 @@ def charge(
     for noise_multiplier, sampling_rate, count in [*before, spent]:
         alike = noise_multiplier, sampling_rate
         steps[alike] = steps.get(alike, 0) + count
-    total = [Spent(*alike, count) for alike, count in steps.items()]
-    site_state.write(file, json.dumps(total).encode(), durable=True)
-    try:
-        return privacy.epsilon(total, delta)
-    except ValueError as error:
-        raise PrivacyError(str(error)) from error
+    return [Spent(*alike, count) for alike, count in steps.items()]

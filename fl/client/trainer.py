@@ -284,12 +284,15 @@ class _Descent:
             self._optimizer.step()
             return 0.0
         with self._autocast:
-            loss = self._loss(self._forward(inputs.to(self._device)), labels.to(self._device))
-        loss, value = self._ranks.weighed(_scalar(loss), len(inputs))
+            outputs = self._forward(inputs.to(self._device))
+            loss = self._mean_loss(outputs, labels.to(self._device))
+        loss, value = self._ranks.weighed(loss, len(inputs))
         if not math.isfinite(value):
             hint = "lower optim_args.lr" if number > 1 else "are the inputs finite?"
             raise TrainingError(f"loss became {value} at step {number}; {hint}")
         torch.autograd.backward(self._scaler.scale(loss))
+        if self._configs.dp_sgd is not None:
+            dp_sgd.require_each(self._model, len(inputs))
         self._scaler.unscale_(self._optimizer)
         self._correction.to_loss(self._model)
         if self._configs.clip_grad:
@@ -300,6 +303,14 @@ class _Descent:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         return value
+
+    def _mean_loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        def loss(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return _scalar(self._loss(outputs, labels))
+
+        if self._configs.dp_sgd is None:
+            return loss(outputs, labels)
+        return dp_sgd.mean_of_samples(loss, outputs, labels)
 
     def advance(self, *, end_of_epoch: bool) -> None:
         """Let the learning rate follow its schedule."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from random import SystemRandom
 from uuid import uuid4
@@ -52,14 +53,15 @@ def evict_unclaimed(store: Store) -> None:
         except (TransportError, ValueError, KeyError, TypeError):
             settled = True  # torn, or of a store that this site has no more
         if settled:
-            file.unlink(missing_ok=True)
+            with suppress(OSError):  # the next task tries again
+                file.unlink()
 
 
 def _is_settled(file: Path, store: Store) -> bool:
     """Whether the update that a file notes is evicted, by the server or now."""
     noted = json.loads(file.read_bytes())
     update, age = Ref.from_json(noted["update"]), time.time() - noted["put_at"]
-    if age < KEPT_SECONDS:
-        return not store.exists(update)
-    store.evict(update)
+    if age < KEPT_SECONDS and store.exists(update):
+        return False
+    store.evict(update)  # also where the server has come to some of its parts alone
     return True

@@ -40,20 +40,26 @@ def read_environment(file: Path) -> dict[str, str]:
         FederationError: As for `load_environment`.
     """
     try:
-        lines = file.read_text().splitlines()
+        lines = file.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise FederationError(
             f"{file}: cannot be read ({error.strerror}); deploy.yml writes it"
         ) from error
+    except UnicodeDecodeError as error:
+        raise FederationError(f"{file}: is no text; deploy.yml writes it") from error
     variables: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
-        words = shlex.split(line, comments=True)
+        # The line itself may hold a secret: name its place, not its text.
+        fault = FederationError(f"{file}:{number}: expected KEY=VALUE")
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError:  # a quote that is not closed
+            raise fault from None
         if words[:1] == ["export"]:
             words = words[1:]
         for word in words:
             key, separator, value = word.partition("=")
             if not separator or not key.isidentifier():
-                # The line itself may hold a secret: name its place, not its text.
-                raise FederationError(f"{file}:{number}: expected KEY=VALUE")
+                raise fault
             variables[key] = value
     return variables

@@ -7,25 +7,27 @@ is imported.
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import globus_sdk
 from globus_compute_sdk import Client as ComputeClient
 from globus_compute_sdk import Executor
-from globus_compute_sdk.errors import TaskExecutionFailed
+from globus_compute_sdk.errors import ComputeError, TaskExecutionFailed
 from globus_compute_sdk.sdk import executor as sdk
 from globus_compute_sdk.serialize import JSONData
 
 from fl.config import Client
-from fl.endpoints.base import EndpointError, EngineError, JSONObject
+from fl.endpoints.base import EndpointError, EngineError, JSONObject, legible
 from fl.endpoints.credentials import read_environment
 from fl.endpoints.serialization import JSONOnly
-from fl.errors import FederationError
+from fl.errors import FederationError, in_one_line
 
 # The service takes 20 requests in 10 s from a client; the SDK's own, slower default would hold
 # every round up for seconds.
@@ -35,6 +37,46 @@ GROUP_SECONDS = 30.0
 # How often the SDK looks whether a result has come, which it has pushed to it: nobody is asked. By
 # its default every answer would lie there for up to half a second, as long as a small round takes.
 POLL_SECONDS, SDK_POLL_SECONDS = 0.05, 0.5
+SAID = 500
+"""Characters that are shown of what the SDK or a site's engine says."""
+
+
+class _Client(ComputeClient):
+    """The SDK's, which believes nothing that a site says of itself."""
+
+    def _log_version_mismatch(self, worker_details: dict[Any, Any] | None) -> None:
+        """Nothing: `fl check` compares versions.
+
+        The SDK looks into whatever came with a result, outside of any `try`: a site's word could
+        end the thread that hands on everybody's results.
+        """
+
+
+class _Executor(Executor):
+    """The SDK's, whose results are waited for as long as we do.
+
+    Attributes:
+        closed: Nobody waits for its results any more.
+    """
+
+    closed = False
+
+    def _get_result_watcher(self) -> Any:
+        """What is told of results, from when a task was submitted on.
+
+        By itself it gives up all tasks when it has not reached the broker five times, within half a
+        minute, though they go on at their sites: they would be trained twice. It looks for results
+        twice a second; where it has slowed itself down, it knows why.
+        """
+        if self.closed:
+            # A submit that was under way would start another watcher, which keeps the interpreter
+            # from its exit until a result is there. Of a thread's SystemExit nobody hears.
+            raise SystemExit
+        watcher = super()._get_result_watcher()
+        watcher.connect_attempt_limit = math.inf
+        if watcher.poll_period_s == SDK_POLL_SECONDS:
+            watcher.poll_period_s = POLL_SECONDS
+        return watcher
 
 
 class GlobusEndpoints:
@@ -57,9 +99,10 @@ class GlobusEndpoints:
         self._app = _app_of(own) if own else None
         self._opened: ComputeClient | None = None
         self._task_group: UUID | None = None
-        self._executors: dict[UUID | None, Executor] = {}
-        # Refusals reach people through the futures; the SDK's own log lines would say it twice.
-        logging.getLogger("globus_compute_sdk").setLevel(logging.ERROR)
+        self._executors: dict[UUID | None, _Executor] = {}
+        # Refusals reach people through the futures, a service that is away by what is asked of it;
+        # the SDK's own log lines would say it twice, with tracebacks.
+        logging.getLogger("globus_compute_sdk").setLevel(logging.CRITICAL)
         if not own:
             try:
                 self._client()
@@ -75,7 +118,7 @@ class GlobusEndpoints:
             raise explain(error) from error
         except RuntimeError:
             # A refused submit (413, say) has ended this Executor for good.
-            self._executors.pop(endpoint_id).shutdown(wait=False, cancel_futures=True)
+            _shut_down(self._executors.pop(endpoint_id))
             return self._send(endpoint_id, request)
 
     def health(self, client: Client) -> str | None:
@@ -126,7 +169,9 @@ class GlobusEndpoints:
             for task in self._executor(None).reload_tasks():
                 task.add_done_callback(hand_on)
         except globus_sdk.GlobusAPIError as error:
-            if error.http_status == 404:  # nothing was ever submitted
+            # Nothing was ever submitted; or a site's own secret is refused, which `health` tells:
+            # it is sent its task again once that is mended.
+            if error.http_status == 404 or (self._own and error.http_status == 401):
                 return {}
             raise explain(error) from error
         except globus_sdk.GlobusError as error:
@@ -136,8 +181,8 @@ class GlobusEndpoints:
     def close(self) -> None:
         """See `Endpoints.close`."""
         for executor in self._executors.values():
-            # wait=True would wait for ever on a task whose site has died.
-            executor.shutdown(wait=False, cancel_futures=True)
+            executor.closed = True
+            _shut_down(executor)
         # So would the interpreter at its exit: the SDK's result watchers end only with their last
         # future, whatever their Executor was told. Only the SDK's own registry leads to them.
         for watcher in list(sdk._RESULT_WATCHERS.values()):
@@ -146,7 +191,10 @@ class GlobusEndpoints:
     def _client(self) -> ComputeClient:
         """The SDK's client; making it is the first that Globus hears of these credentials."""
         if self._opened is None:
-            self._opened = ComputeClient(app=self._app)
+            try:
+                self._opened = _Client(app=self._app)
+            except (ComputeError, ValueError) as error:  # it is too old, or has half of a secret
+                raise EndpointError(in_one_line(error)) from error
         return self._opened
 
     def _send(self, endpoint_id: UUID, request: JSONObject) -> Future[JSONObject]:
@@ -156,13 +204,12 @@ class GlobusEndpoints:
         )
         if self._task_group is None:
             self._task_group = _group_of(executor, future)
-        _look_often()
         return future
 
-    def _executor(self, endpoint_id: UUID | None) -> Executor:
+    def _executor(self, endpoint_id: UUID | None) -> _Executor:
         """An endpoint's executor; the one for None submits nothing."""
         if endpoint_id not in self._executors:
-            executor = Executor(
+            executor = _Executor(
                 endpoint_id=endpoint_id,
                 client=self._client(),
                 serializer=JSONOnly(),
@@ -175,6 +222,11 @@ class GlobusEndpoints:
             executor.task_group_id = self._task_group
             self._executors[endpoint_id] = executor
         return self._executors[endpoint_id]
+
+
+def _shut_down(executor: Executor) -> None:
+    # wait=True would wait for ever on a task whose site has died.
+    executor.shutdown(wait=False, cancel_futures=True)
 
 
 def _app_of(files: Sequence[str]) -> globus_sdk.ClientApp:
@@ -200,13 +252,6 @@ def _group_of(executor: Executor, first: Future[JSONObject]) -> UUID | None:
         time.sleep(0.02)
     group: UUID | None = executor.task_group_id
     return group
-
-
-def _look_often() -> None:
-    """Have results handed on as they come; where the SDK has slowed itself down, it knows why."""
-    for watcher in list(sdk._RESULT_WATCHERS.values()):
-        if watcher.poll_period_s == SDK_POLL_SECONDS:
-            watcher.poll_period_s = POLL_SECONDS
 
 
 def explain(error: BaseException) -> EndpointError:
@@ -238,8 +283,11 @@ def explain(error: BaseException) -> EndpointError:
         case globus_sdk.NetworkError():
             return EndpointError(f"Globus Compute cannot be reached: {error}")
         case TaskExecutionFailed():
-            return EngineError(f"the task failed at the site: {_last_line(error.remote_data)}")
-    return EndpointError(f"the task was lost ({type(error).__name__}: {error})")
+            return EngineError(
+                f"the task failed at the site: {_said(_last_line(error.remote_data))}"
+            )
+    # Of an answer that is none, the SDK's error holds all.
+    return EndpointError(f"the task was lost ({type(error).__name__}: {_said(str(error))})")
 
 
 def _endpoint_id(client: Client) -> UUID:
@@ -251,4 +299,9 @@ def _endpoint_id(client: Client) -> UUID:
 def _last_line(trace: str) -> str:
     """The exception's own line at the end of a worker's traceback."""
     lines = [line.strip() for line in re.split(r"[\r\n]+", trace)]
-    return next((line for line in reversed(lines) if line.strip("- ")), "no reason given")[:500]
+    return next((line for line in reversed(lines) if line.strip("- ")), "no reason given")
+
+
+def _said(text: str) -> str:
+    """A text from elsewhere, in one line that a terminal may show."""
+    return " ".join(legible(text[:SAID]).split())

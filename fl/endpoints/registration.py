@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from globus_compute_sdk import Client
+from globus_compute_sdk.errors import ComputeError
 from globus_sdk import GlobusAPIError, GlobusError
 
+from fl.endpoints.base import EndpointError
 from fl.endpoints.globus import explain
 from fl.endpoints.serialization import TASK_NAME, JSONOnly
+from fl.errors import in_one_line
 
 
 def register(record: Path, *, check: bool = False) -> dict[str, Any]:
@@ -36,6 +39,8 @@ def register(record: Path, *, check: bool = False) -> dict[str, Any]:
         return _register(record, check)
     except GlobusError as error:
         raise explain(error) from error
+    except ComputeError as error:  # the SDK is too old for the service
+        raise EndpointError(in_one_line(error)) from error
 
 
 def _register(record: Path, check: bool) -> dict[str, Any]:

@@ -322,6 +322,12 @@ def _missing(history: History) -> list[Missing]:
         for ended in history.rounds
         for failure in ended.failures
     }
+    over = history.rounds[-1].round if history.rounds else 0
+    found |= {  # of a round that never ended, the log alone knows
+        (line.round, line.client_id): Missing(line.round, line.client_id, "failed", line.message)
+        for line in history.log
+        if line.event == "failed" and line.round is not None and line.round > over
+    }
     ends = [ended.at for ended in history.rounds]
     sent: dict[str, float] = {}
     for change in history.changes:

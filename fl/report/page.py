@@ -74,7 +74,7 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     """
     page = render([read_run(folder) for folder in folders], time.time())
     try:
-        out.write_text(page)
+        out.write_text(page, encoding="utf-8")
     except OSError as error:
         raise FederationError(f"{out}: cannot be written ({error.strerror})") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 from fl.endpoints.base import JSONObject
@@ -10,6 +11,8 @@ from fl.server.schedulers import Answer
 from fl.server.sites import Task
 from fl.transport import Ref
 
+MOST_NUMBERS, NAME_CHARACTERS = 64, 64
+"""A site's metrics that are taken, and the length of a name: all are kept, and shown."""
 LARGEST = 1e100
 """Of a site's numbers: as many as there are samples can be added up."""
 
@@ -23,8 +26,8 @@ def read_answer(task: Task, result: JSONObject, now: float) -> Answer:
         now: When that came, by the loop's clock.
 
     Returns:
-        The answer; what is no number, or too large for one, is left out of its metrics and
-        seconds, and so are seconds below 0.
+        The answer; what is no number, too large for one, or has no fit name is left out of its
+        metrics and seconds, and so are seconds below 0.
 
     Raises:
         FederationError: It is of another task, names no update, or its counts are none.
@@ -56,11 +59,16 @@ def _count(result: JSONObject, key: str) -> int:
 
 
 def _numbers(result: JSONObject, key: str) -> dict[str, float]:
-    """The numbers among a site's; what else it sends is left out."""
+    """The first of the numbers among a site's; what else it sends is left out."""
     values: Any = result.get(key)
     if not isinstance(values, dict):
         return {}
-    return {name: float(value) for name, value in values.items() if is_number(value)}
+    numbers = (
+        (name, float(value))
+        for name, value in values.items()
+        if is_number(value) and len(name) <= NAME_CHARACTERS and name.isprintable()
+    )
+    return dict(islice(numbers, MOST_NUMBERS))
 
 
 def is_number(value: Any) -> bool:

@@ -89,7 +89,7 @@ def multi_krum(
         best update's.
 
     Raises:
-        ValueError: There are too few updates for f, or `keep` is out of range.
+        ValueError: There are too few updates for f, a tensor is complex, or `keep` is out of range.
     """
     order = krum_order(updates, num_byzantine=num_byzantine)
     keep = len(updates) - num_byzantine - 2 if keep is None else keep
@@ -119,9 +119,10 @@ def krum_order(updates: Sequence[Tensors], *, num_byzantine: int) -> list[int]:
         Indices into `updates`; of equal scores, the first in `updates` comes first.
 
     Raises:
-        ValueError: There are too few updates for f.
+        ValueError: There are too few updates for f, or a tensor is complex.
     """
     _require_updates(updates)
+    _require_real(updates)
     needed = 2 * num_byzantine + 3
     if num_byzantine < 0 or len(updates) < needed:
         raise ValueError(
@@ -145,8 +146,7 @@ def _by_coordinate(
         ordered = torch.from_numpy(np.sort(wide(stacked).t().numpy(), axis=1)).t()
         return reduce(ordered) if ordered.is_floating_point() else ordered[middle]
 
-    if names := [name for name, tensor in updates[0].items() if tensor.is_complex()]:
-        raise ValueError(f"{names[0]} is complex: its values have no order")
+    _require_real(updates)
     return {name: _in_slices([update[name] for update in updates], in_order) for name in updates[0]}
 
 
@@ -189,6 +189,11 @@ def _squared_distances(updates: Sequence[Tensors]) -> torch.Tensor:
     first, second = torch.triu_indices(count, count, offset=1)
     distances[first, second] = pairs
     return distances + distances.T
+
+
+def _require_real(updates: Sequence[Tensors]) -> None:
+    if names := [name for name, tensor in updates[0].items() if tensor.is_complex()]:
+        raise ValueError(f"{names[0]} is complex: robust rules are for real numbers")
 
 
 def _require_updates(updates: Sequence[Tensors]) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -47,7 +48,8 @@ class FileTransport:
                     _write(file, piece)
             partial.rename(self._folder / name)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):  # what kept it from being written may keep it from this, too
+                partial.unlink()
             raise _unreachable(partial, error) from error
         return ref_to(self.name, {"object": name}, pieces)
 

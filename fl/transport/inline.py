@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 
 from fl.tensors import Data, size
@@ -38,7 +37,7 @@ class InlineTransport:
             raise wrong_way(ref, self.name)
         try:
             data = base64.b64decode(ref.key["base64"], validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # also of what is not ASCII
             raise TransportError(f"model arrived damaged: {error}") from error
         return verified(ref, data)
 

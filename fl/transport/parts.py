@@ -36,6 +36,12 @@ LEAST_SECONDS = 1.0
 """What any try is given."""
 CHUNK_BYTES = 1 << 20
 """What is read at once: it is still in the processor's cache when it is copied to its place."""
+SEND_BYTES = 256 << 10
+"""What is sent at once: the limit of silence holds for each, not for a part as a whole."""
+PASSING = (408, 429)
+"""Refusals, by HTTP status, that another try may mend."""
+SLOW_CLIENT = "RequestTimeout"
+"""S3's name for another, of status 400: what was sent came too slowly."""
 TEXT_BYTES = 2000
 """Of an error, what is read."""
 VALID_SECONDS = 7 * 24 * 3600
@@ -43,7 +49,7 @@ VALID_SECONDS = 7 * 24 * 3600
 
 
 class Part:
-    """A stretch of an object that is sent from where it lies: iterated, once a try.
+    """A stretch of an object that is sent from where it lies, a little at a time: once a try.
 
     Attributes:
         views: Its bytes, in order.
@@ -53,7 +59,9 @@ class Part:
         self.views = views
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.views)  # requests' types know of bytes alone
+        for view in self.views:  # requests' types know of bytes alone
+            for begin in range(0, len(view), SEND_BYTES):
+                yield view[begin : begin + SEND_BYTES]
 
     def __len__(self) -> int:
         return size(self.views)
@@ -242,7 +250,7 @@ class Parts:
             status = response.status_code
             if not fault:
                 return response
-            if status >= self._final or (400 <= status < 500 and status not in (408, 429)):
+            if status >= self._final or is_final(status, fault):
                 break
         raise self._failure(method, url, fault, status)
 
@@ -254,7 +262,17 @@ class Parts:
             return GoneError(f"{place}: the model is no longer there")
         if status in self._meanings:
             return TransportError(f"{place}: {self._meanings[status]}")
-        return TransportError(place) if 400 <= status < 500 else UnreachableError(place)
+        return TransportError(place) if is_final(status, fault) else UnreachableError(place)
+
+
+def is_final(status: int, fault: str) -> bool:
+    """Whether a store has refused something for good.
+
+    Args:
+        status: HTTP's, or 0 where none came.
+        fault: What it said.
+    """
+    return 400 <= status < 500 and status not in PASSING and SLOW_CLIENT not in fault
 
 
 def side_by_side(do: Callable[[Given], Made], parts: Iterable[Given]) -> Iterator[Made]:

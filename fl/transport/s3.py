@@ -22,7 +22,7 @@ from xml.sax.saxutils import escape  # nosec B406  (writes, parses nothing)
 from fl.config import S3Configs
 from fl.tensors import Data, size
 from fl.transport.base import GoneError, Ref, TransportError, UnreachableError, wrong_way
-from fl.transport.parts import PART_BYTES, TIMEOUT, TRIES, VALID_SECONDS, Parts
+from fl.transport.parts import PART_BYTES, TIMEOUT, TRIES, VALID_SECONDS, Parts, is_final
 
 NAME = "s3"
 OBJECT = re.compile(r"fl/[0-9a-f]{32}")
@@ -227,8 +227,8 @@ class S3Transport:
             )
         except self._errors as error:
             response = getattr(error, "response", None)
-            status = response["ResponseMetadata"].get("HTTPStatusCode") if response else None
-            kind = UnreachableError if status is None or status >= 500 else TransportError
+            status = response["ResponseMetadata"].get("HTTPStatusCode", 0) if response else 0
+            kind = TransportError if is_final(status, str(error)) else UnreachableError
             raise kind(f"S3 bucket {self._bucket}: {operation} failed: {error}") from error
         return answer
 

@@ -7,7 +7,7 @@ remember. `docs/algorithms.md` lists them with their settings.
 from __future__ import annotations
 
 from fl.server.aggregators.arrivals import FedAsync, FedBuff, FedCompass, FedQueue, Pace
-from fl.server.aggregators.base import Aggregator, Contribution
+from fl.server.aggregators.base import Aggregator, Contribution, Holding
 from fl.server.aggregators.latest import Latest
 from fl.server.aggregators.private import DPFedAvg
 from fl.server.aggregators.registry import open_aggregator
@@ -37,6 +37,7 @@ __all__ = [
     "FedNova",
     "FedQueue",
     "FedYogi",
+    "Holding",
     "Latest",
     "Median",
     "MultiKrum",

@@ -175,7 +175,12 @@ class Holding(Aggregator, ABC):
 
     They lie in files, in `tempfile.gettempdir()`, which have no name any more and are read a slice
     at a time: N models of disk, and no more memory than the kernel has to spare.
+
+    Attributes:
+        least: Updates that a step must be made of for its rule to leave any out.
     """
+
+    least = 1
 
     def __init__(self) -> None:
         self._updates: list[Tensors] = []

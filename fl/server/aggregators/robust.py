@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -38,6 +39,8 @@ class TrimmedMean(Holding):
     def __init__(self, settings: Settings, clients: Sequence[str]) -> None:  # noqa: ARG002  (every aggregator is built like this)
         super().__init__()
         self._fraction = settings.fraction
+        if self._fraction > 0:
+            self.least = math.ceil(1 / self._fraction - 1e-9)
 
     def _combine(self, updates: Sequence[Tensors]) -> Tensors:
         return trimmed_mean(updates, fraction=self._fraction)
@@ -65,6 +68,7 @@ class MultiKrum(Holding):
                 f"num_byzantine {settings.num_byzantine} and keep {settings.keep} need at least "
                 f"{needed} clients, not {len(clients)}"
             )
+        self.least = needed
         self._settings = settings
 
     def _combine(self, updates: Sequence[Tensors]) -> Tensors:
