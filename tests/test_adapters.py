@@ -81,6 +81,10 @@ def test_a_run_goes_on_to_the_same_bytes_unless_its_base_has_changed(files, monk
     with pytest.raises(FederationError, match="not those that the run began with"):
         run.resume(folder, Console(quiet=True))
     gc.collect()
+    (tmp_path / "code.py").write_text(code.replace("Net(width=512)", "Net(width=512, classes=3)"))
+    with pytest.raises(FederationError, match=r"2\.bias is torch.float32 \[2\] in its checkpoint"):
+        run.resume(folder, Console(quiet=True))
+    gc.collect()
     (tmp_path / "code.py").write_text(code)
     resumed = run.resume(folder, Console(quiet=True))
     assert resumed.model.read_bytes() == whole.model.read_bytes()

@@ -1,11 +1,13 @@
 """The server's own model: lent for an evaluation, and no memory of its own besides."""
 
+import re
 import weakref
 
 import pytest
 import torch
 
 from fl.algorithm import Algorithm
+from fl.config import ConfigError
 from fl.config_files import Files
 from tests import experiment
 
@@ -59,3 +61,33 @@ def test_an_evaluation_is_of_the_weights_it_is_given_and_neither_changes_nor_kee
     weights.clear()
     moved.clear()
     assert [ref() for ref in held] == [None] * 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"aggregator": "MedianAggregator", "scheduler": "AsyncScheduler"}, "take SyncScheduler"),
+        (
+            {"aggregator": "TrimmedMeanAggregator", "num_clients": 9},
+            "none of fewer than 10 updates",
+        ),
+        (
+            {"aggregator": "MultiKrumAggregator", "num_clients": 5, "min_clients": 4},
+            "fewer than 5 updates, and a round may have 4 (server_configs.min_clients)",
+        ),
+    ],
+)
+def test_a_rule_against_wrong_updates_that_would_leave_out_none_is_refused(
+    tmp_path, monkeypatch, changes, expected
+):
+    def change(server, clients):
+        server["server_configs"] |= changes
+        (one, *_) = clients["clients"]
+        count = server["server_configs"]["num_clients"]
+        clients["clients"] = [{**one, "client_id": f"site-{index}"} for index in range(count)]
+
+    experiment.write(tmp_path, change)
+    monkeypatch.setenv("FL_SITE_CODE", str(tmp_path))
+    files = Files(tmp_path / "server.yaml", tmp_path / "clients.yaml")
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        Algorithm(files.load(), files.server)

@@ -345,3 +345,22 @@ def test_a_log_gets_a_line_a_check(run_check, tmp_path):
     run_check(InProcess())
     lines = CliRunner().invoke(main, ["check", str(tmp_path), "--quick"]).stdout.splitlines()
     assert lines[0].split() == ["server", "files", "ok", "2", "sites,", "2", "rounds"]
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [lambda _sent, model: model, lambda sent, _model: {**sent, "size": 2**40}],
+    ids=["the server's own object", "a terabyte"],
+)
+def test_what_a_site_names_as_its_upload_is_not_believed(run_check, shelf, lie):
+    class Lying(InProcess):
+        def submit(self, client, request):
+            future = super().submit(client, request)
+            if client.client_id == "site-a":
+                said = future.result()["result"]
+                said["sent"] = lie(said["sent"], request["model"])
+            return future
+
+    found = run_check(Lying())
+    assert of(found, "site-a")["upload"].message.endswith("is not what it was to put")
+    assert of(found, "site-b")["upload"].ok

@@ -1,6 +1,7 @@
 """What a person types: a folder or two files, `--set`, `--dry-run`, completion."""
 
 import hashlib
+import re
 import subprocess
 import sys
 
@@ -135,3 +136,22 @@ def test_shells_complete_commands_and_options(program, command, typed, completed
     shell = {variable: "bash_complete", "COMP_WORDS": f"{program} {typed}", "COMP_CWORD": "1"}
     done = CliRunner().invoke(command, [], prog_name=program, env=shell)
     assert done.stdout.split() == [completed]
+
+
+def test_a_dry_run_counts_the_updates_that_a_step_is_made_of(folder):
+    by_arrival = ["--set=server_configs.scheduler=AsyncScheduler"]
+    by_arrival += ["--set=server_configs.aggregator=FedAsyncAggregator"]
+    for more, updates in ((by_arrival, 1), ([], 2)):
+        done = fl_run(folder, "--dry-run", *more)
+        assert done.exit_code == 0, done.stderr
+        each, total = re.search(r"parameters: (.*) each way, (.*) in all", done.stdout).groups()
+        bytes_each, bytes_in_all = (int(said.removesuffix(" bytes")) for said in (each, total))
+        assert bytes_in_all == 2 * updates * 2 * bytes_each
+    assert "2 rounds of 1 updates of 2 sites" in fl_run(folder, "--dry-run", *by_arrival).stdout
+
+
+def test_a_dry_run_says_what_it_does_not_know(folder):
+    top_k = "{enable_compression: true, lossy_compressor: bf16}"
+    key = "client_configs.comm_configs.compressor_configs"
+    done = fl_run(folder, "--dry-run", f"--set={key}={top_k}")
+    assert " back before compression, " in done.stdout

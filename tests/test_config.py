@@ -5,6 +5,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from fl.client.policy import Policy
 from fl.config import (
@@ -14,6 +15,7 @@ from fl.config import (
     ServerConfigs,
     ServerFile,
     SharedClientConfigs,
+    TrainConfigs,
 )
 from fl.config_files import Files, load_federation, load_section
 
@@ -246,3 +248,61 @@ def test_files_that_may_not_be_looked_at(monkeypatch):
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(ConfigError, match=r"server.yaml: cannot be read \(Permission denied\)"):
         Files.of_folder(Path("locked")).load()
+
+
+def test_a_clients_settings_go_over_shared_ones_key_by_key(load):
+    def change(server, clients):
+        shared, (first, second) = server["client_configs"]["train_configs"], clients["clients"]
+        shared |= {"optim_args": {"lr": 0.05, "momentum": 0.9}, "lr_scheduler": "StepLR"}
+        shared |= {"lr_scheduler_args": {"step_size": 1}}
+        shared["dp_sgd"] = {"noise_multiplier": 1.0, "max_grad_norm": 0.1, "delta": 1e-6}
+        first["train_configs"] = {"optim_args": {"lr": 0.01}, "dp_sgd": {"noise_multiplier": 2.0}}
+        # Arguments of one optimizer are none of another's.
+        second["train_configs"] = {"optim": "Adam", "optim_args": {"lr": 1e-3}, "dp_sgd": None}
+
+    federation = load(change)
+    one, other = map(federation.train_configs, federation.clients)
+    assert one.optim_args == {"lr": 0.01, "momentum": 0.9}
+    assert one.dp_sgd.model_dump() == {"noise_multiplier": 2, "max_grad_norm": 0.1, "delta": 1e-6}
+    assert other.optim_args == {"lr": 1e-3}
+    assert other.lr_scheduler_args == {"step_size": 1}
+    assert other.dp_sgd is None
+
+
+def test_what_is_set_for_one_site_is_set_for_no_other(tmp_path):
+    """An alias is the same object twice, and so is what local sites have in common."""
+    data = "data_configs: {dataset_path: d.py, dataset_name: load, dataset_kwargs: {a: {b: 1}}}"
+    clients = tmp_path / "clients.yaml"
+    clients.write_text(
+        "clients:\n"
+        f"- {{endpoint_id: local, client_id: a, train_configs: &t {{device: cpu}}, {data}}}\n"
+        f"- {{endpoint_id: local, client_id: b, train_configs: *t, {data}}}\n"
+    )
+    (tmp_path / "server.yaml").write_text(yaml.safe_dump(server_file()))
+    one = ["clients.a.train_configs.device=cuda"]
+    federation = load_federation(tmp_path / "server.yaml", clients, one)
+    assert [federation.train_configs(c).device for c in federation.clients] == ["cuda", "cpu"]
+
+    experiment = server_file() | yaml.safe_load(data)
+    (tmp_path / "experiment.yml").write_text(yaml.safe_dump(experiment))
+    one = ("clients.site-a.data_configs.dataset_kwargs.a.b=2",)
+    federation = Files(tmp_path / "experiment.yml", None, one).load()
+    given = [client.data_configs.dataset_kwargs["a"] for client in federation.clients]
+    assert given == [{"b": 2}, {"b": 1}]
+
+
+@pytest.mark.parametrize("key", ["0", "1.5", "true", "null", "2026-01-01"])
+def test_a_key_that_is_no_text_is_refused(tmp_path, key):
+    """JSON would make a text of it, which no loader looks for."""
+    file = tmp_path / "server.yaml"
+    file.write_text(f"client_configs:\n  {key}: 1\n")
+    with pytest.raises(ConfigError, match=f"line 2, column 3: the key {key} is no text; quote it"):
+        load_section(file, ServerFile)
+
+
+@pytest.mark.parametrize("section", ["dp_sgd", "local_dp"])
+@pytest.mark.parametrize("norm", [0, 1e-35, 1e7, float("inf")])
+def test_no_norm_is_so_small_that_float32_knows_none(section, norm):
+    name = {"dp_sgd": "max_grad_norm", "local_dp": "clip_norm"}[section]
+    with pytest.raises(ValidationError, match=name):
+        TrainConfigs.model_validate({section: {"noise_multiplier": 1.0, name: norm}})

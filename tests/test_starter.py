@@ -143,3 +143,10 @@ def test_an_installed_wheel_has_the_files(here):
     names = set(zipfile.ZipFile(wheel).namelist())
     code = {f"fl/starters/{model}/{file}.py" for model in FORMATS for file in ("model", "data")}
     assert code | {"fl/starters/experiment.yml"} < names
+
+
+def test_a_site_whose_last_minibatch_is_one_row_trains():
+    """Of seven sites each has 65 rows, two minibatches and one row."""
+    init("mine", "--model", "mlp")
+    settings = ["num_clients=7", "num_global_epochs=1"]
+    assert trained("mine", *(f"--set=server_configs.{setting}" for setting in settings)) > 0.3

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shlex
 import subprocess
 from pathlib import Path
@@ -156,8 +157,10 @@ def test_what_a_site_says_moves_no_cursor(run):
 def test_the_newest_of_a_folder_of_runs(tmp_path):
     for name in ("20260101T000000Z-9", "20261231T000000Z-1", "20261231T000001Z-2"):
         (tmp_path / name).mkdir()
-    for name in ("20260101T000000Z-9", "20261231T000000Z-1"):
+    for seconds, name in enumerate(("result-20260101T000000Z-9", "20261231T000000Z-1")):
+        (tmp_path / name).mkdir(exist_ok=True)
         (tmp_path / name / "run.json").write_text("{}")
+        os.utime(tmp_path / name / "run.json", (seconds, seconds))
     assert find_run(tmp_path).name == "20261231T000000Z-1"
 
 

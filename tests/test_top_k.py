@@ -167,3 +167,12 @@ def test_a_run_sends_the_largest_alone_and_keeps_the_rest(tmp_path, monkeypatch)
     # Of each site, what the last round began with and what it left.
     kept = sorted(file.name for file in (tmp_path / "state").rglob("site-a/*.safetensors"))
     assert kept == ["2.safetensors", "3.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.5])
+def test_no_update_is_larger_than_without(dtype, share):
+    """A place takes four bytes, twice what a number of half precision does."""
+    update = {"w": torch.ones(100_000, dtype=dtype)}
+    assert len(encode(compress(update, configs(share)))) < len(encode(update)) + 100
+    assert travel(update, configs(share))["w"].dtype == dtype

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from fl.client import data
+from fl.client import data, trainer
 
 
 def check(site, operation="rehearse", **changes):
@@ -110,3 +110,19 @@ X = torch.zeros(6, 3)
 )
 def test_a_data_set_is_told_by_its_shape_and_classes_alone(dataset, told):
     assert data.describe(dataset) == told
+
+
+def test_a_rehearsal_tells_no_loss_of_fewer_than_the_owner_wants(site, tmp_path, monkeypatch):
+    """Of a minibatch of one, whose size the server says, it would be one person's."""
+    (tmp_path / "policy.yaml").write_text("min_samples: 10\n")
+    monkeypatch.setenv("FL_SITE_POLICY", str(tmp_path / "policy.yaml"))
+    evaluated = []
+    evaluate = trainer.evaluate
+
+    def counted(model, dataset, configs):
+        evaluated.append(len(dataset))
+        return evaluate(model, dataset, configs)
+
+    monkeypatch.setattr(trainer, "evaluate", counted)
+    check(site, train_configs={"do_validation": True, "val_batch_size": 1})
+    assert evaluated == [10]

@@ -1,5 +1,6 @@
 """DP-SGD at a site: clipping, noise and sampling by hand, its price, the owner's least noise."""
 
+import copy
 import json
 import math
 import sys
@@ -10,6 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from fl.client import dp_sgd, trainer
+from fl.client.spending import PrivacyError
 from fl.config import TrainConfigs
 from fl.privacy import Spent, epsilon
 
@@ -222,3 +224,50 @@ def test_without_the_accountant_nothing_is_trained(site, monkeypatch, noise, ope
     else:
         assert "fl-hpc[privacy]" in answer["error"]["message"]
     assert not list(site.state.rglob(f"{noise}.json"))
+
+
+def test_a_sample_changes_no_other_ones_gradient():
+    """A loss may be a mean over all labels that count: who has many would weigh the others."""
+    places, few, many = 1000, 1, 1000
+
+    def samples(counts):
+        labels = torch.full((len(counts), places), -100)
+        for label, count in zip(labels, counts, strict=True):
+            label[:count] = 0
+        return TensorDataset(torch.ones(len(counts), 1, places), labels)
+
+    torch.manual_seed(0)
+    start = nn.Conv1d(1, 2, 1)
+
+    def stepped(counts):
+        model = copy.deepcopy(start)
+        settings = configs(SILENT | {"max_grad_norm": 0.01}, train_batch_size=9)
+        trainer.train(model, samples(counts), settings, seed=0, steps=1)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    without, with_one = stepped([few] * 8), stepped([few] * 8 + [many])
+    assert (with_one - without).norm() <= 0.01 / 9 * 1.001
+
+
+def test_a_model_that_makes_more_samples_of_one_is_refused():
+    """Its slices would be clipped each by itself, and a person is all of them."""
+    model = nn.Sequential(nn.Flatten(0, 1), nn.Linear(3, 2), nn.Unflatten(0, (-1, 5)), Mean())
+    dataset = TensorDataset(torch.ones(4, 5, 3), torch.zeros(4, dtype=torch.long))
+    with pytest.raises(PrivacyError, match=r"1\.weight has 20 gradients for 4 samples"):
+        trainer.train(model, dataset, configs(SILENT, train_batch_size=100), seed=0, steps=1)
+    dataset = TensorDataset(torch.ones(4, 5, 3), torch.zeros(4, dtype=torch.long))
+    flat = nn.Sequential(nn.Flatten(0, 1), nn.Linear(3, 2))
+    with pytest.raises(PrivacyError, match="20 outputs for 4 samples"):
+        trainer.train(flat, dataset, configs(SILENT, train_batch_size=100), seed=0, steps=1)
+
+
+class Mean(nn.Module):
+    def forward(self, slices):
+        return slices.mean(dim=1)
+
+
+def test_noise_that_float32_would_not_hold_is_refused(mean_of_outputs):
+    dataset = TensorDataset(torch.zeros(4, 2), torch.zeros(4))
+    least = {"noise_multiplier": 1.0, "max_grad_norm": 1e-6}
+    with pytest.raises(PrivacyError, match="which float32 takes for none"):
+        trained(dataset, configs(least, train_batch_size=10**40, **mean_of_outputs))

@@ -117,3 +117,13 @@ def test_a_task_notes_its_update_and_strikes_off_those_before(site, store, state
 def test_what_travels_in_the_answer_is_not_noted(site, state):
     site.result()
     assert notes(state) == []
+
+
+def test_what_the_server_evicted_a_part_of_goes_as_a_whole(store, state, monkeypatch):
+    """ProxyStore's objects have parts, and a server may be stopped between two of them."""
+    update = put(store, state)
+    monkeypatch.setattr(store, "exists", lambda ref: False)
+    unclaimed.evict_unclaimed(store)
+    with pytest.raises(GoneError):
+        store.get(update)
+    assert notes(state) == []

@@ -33,3 +33,11 @@ def test_a_fault_names_the_line_but_not_the_secret(tmp_path):
 def test_a_missing_file_says_who_writes_it(tmp_path):
     with pytest.raises(FederationError, match=r"deploy\.yml"):
         read_environment(tmp_path / "none.env")
+
+
+@pytest.mark.parametrize("content", [b"A='x", b"A=\xff\n"])
+def test_what_is_no_text_of_a_shell_is_one_line(tmp_path, content):
+    file = tmp_path / "credentials.env"
+    file.write_bytes(content)
+    with pytest.raises(FederationError, match=r"credentials\.env"):
+        read_environment(file)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import math
+import re
 from concurrent.futures import Future
 
 import pytest
@@ -18,7 +19,7 @@ from fl.report.numbers import (
     site_spans,
     spans_table,
 )
-from fl.server.events import SiteChanged
+from fl.server.events import RoundEnded, SiteChanged
 from fl.server.sites import Task
 from fl.transport import Ref
 from tests.recorded import Run
@@ -110,6 +111,26 @@ def test_a_site_is_told_of_once_a_round_with_what_is_known(run):
         Missing(1, "a", "lost", "its endpoint is offline"),
         Missing(2, "b", "failed", "CUDA is not there"),
     ]
+
+
+def test_who_failed_in_the_round_that_broke_the_run_off_is_told(run):
+    """It has no line among the rounds: they are of those that ended."""
+    run.play(1)
+    run.begin(2)
+    run.fail(2, "b", "CUDA is not there", state="ready")
+    assert read_run(run.folder).missing == [Missing(2, "b", "failed", "CUDA is not there")]
+
+
+def test_every_phase_of_a_round_is_in_the_servers_row(run):
+    """As `RoundEnded` names them."""
+    run.play(1)
+    (ended,) = read_run(run.folder).ended
+    phases = re.findall(r"(\w+)(?: \(|,|\.| and)", RoundEnded.__doc__.split("By phase:")[1])
+    known = {"checkpoint", "evict", "agree", "broadcast", "submit", "wait", "collect", "unmask"}
+    assert known <= set(phases)
+    seconds = dict.fromkeys([*known, "aggregate", "evaluate"], 1.0)
+    found = server_spans(dataclasses.replace(ended, seconds=seconds | {"total": 10.0}))
+    assert found[-1] == 10.0
 
 
 def test_a_run_is_read_while_it_goes_on(run):

@@ -192,6 +192,13 @@ def test_numbers_that_no_float_holds_are_left_out(fit):
     assert of(UpdateReceived, events)[0].seconds == {"train": 2.0}
 
 
+def test_of_a_sites_metrics_some_are_kept(fit):
+    """All are in memory to the run's end, in a file, and on the screen."""
+    metrics = {"\ud800": 1, "a\x1b": 1, "x" * 999: 1} | {f"m{index}": 0 for index in range(100_000)}
+    _, events = fit({"a": train(1.0, metrics=metrics)})
+    assert list(of(UpdateReceived, events)[0].metrics) == [f"m{index}" for index in range(64)]
+
+
 def test_a_sites_words_do_nothing_to_a_terminal():
     class Done:
         def cancelled(self):

@@ -16,6 +16,7 @@ def test_the_norm_is_euclids_over_all_floating_point_tensors():
     }
     assert norm(tensors) == 5.0
     assert norm({}) == 0.0
+    assert norm({"c": torch.full((4,), 3 + 4j)}) == 10.0
     assert norm({"a": torch.tensor([3e38, 3e38])}) == math.inf
     assert norm({"a": torch.tensor([1e308, 1e308], dtype=torch.float64)}) == math.inf
 

@@ -188,3 +188,5 @@ def test_what_has_no_meaning_is_refused():
             multi_krum([model(0)] * 5, num_byzantine=1, keep=keep)
     with pytest.raises(ValueError, match="c is complex"):
         coordinate_median([{"c": torch.zeros(1, dtype=torch.complex64)}])
+    with pytest.raises(ValueError, match="c is complex"):
+        multi_krum([{"c": torch.zeros(1, dtype=torch.complex64)}] * 5, num_byzantine=1)

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from fl.tensors import digest
+from fl.transport import proxystore
 from fl.transport.base import Ref, TransportError, UnreachableError
 from fl.transport.proxystore import ProxystoreTransport, connect
 
@@ -20,6 +21,10 @@ class Liar(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+    def do_POST(self):
+        self.server.asked += 1
+        self.server.over.wait(60)
 
     def do_GET(self):
         self.server.asked += 1
@@ -114,3 +119,15 @@ def test_one_that_falls_silent_in_the_middle_is_not_waited_for(transport):
     with pytest.raises(UnreachableError, match="timed out"):
         transport.get(ref(), 1.5)
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("kind", ["silent"])
+def test_a_claim_does_not_keep_the_server_at_evicting(transport, monkeypatch):
+    """Of a terabyte, which a site says it has put, are 65,536 parts."""
+    monkeypatch.setattr(proxystore, "EVICT_SECONDS", 0.5)
+    monkeypatch.setattr(proxystore, "LONGEST_EVICT_SECONDS", 0.5)
+    claimed = Ref("proxystore", ref().key, 2**40, "")
+    began = time.monotonic()
+    transport.evict(claimed)
+    assert time.monotonic() - began < 10
+    assert transport.server.asked < 20

@@ -51,3 +51,11 @@ def test_a_folder_that_is_none_is_named(transport, tmp_path):
     (tmp_path / "models").rmdir()
     with pytest.raises(UnreachableError, match="No such file"):
         transport.put(b"model")
+
+
+def test_a_folder_that_a_file_has_taken_the_place_of_is_named(transport, tmp_path):
+    """What keeps a file from being written keeps what is there of it from being removed."""
+    (tmp_path / "models").rmdir()
+    (tmp_path / "models").touch()
+    with pytest.raises(UnreachableError, match="Not a directory"):
+        transport.put(b"model")

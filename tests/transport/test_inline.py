@@ -30,6 +30,7 @@ def test_a_larger_model_is_refused_before_it_is_sent():
     [
         Ref("proxystore", {"object": "x", "endpoint_id": "y"}, 1, ""),
         Ref("inline", {"base64": "!"}, 1, ""),
+        Ref("inline", {"base64": "é"}, 1, ""),
         Ref("inline", {"base64": "AAAA"}, 3, digest(b"abc")),
     ],
 )

@@ -1,6 +1,10 @@
 """How objects are cut into parts, and how long a store that does not answer is asked."""
 
 import math
+import re
+import socket
+import threading
+import time
 
 import pytest
 import requests
@@ -38,3 +42,45 @@ def test_a_part_is_sent_from_where_it_lies():
     pieces[2][1] = ord("E")
     assert b"".join(cut[1]) == b"Efgh"
     assert [len(part) for part in parts.split([b""], 4)] == [0]
+
+
+@pytest.fixture
+def slow_reader():
+    """A server on loopback that takes some kB at a time, with pauses; yields its URL."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+
+    def serve():
+        connection, _ = listener.accept()
+        with connection:
+            left = -1
+            head = b""
+            while left:
+                head += connection.recv(65536)
+                if left < 0 and b"\r\n\r\n" in head:
+                    length = re.search(rb"Content-Length: (\d+)", head)
+                    left = int(length[1]) - len(head.partition(b"\r\n\r\n")[2])
+                    head = b""
+                elif left > 0:
+                    left, head = left - len(head), b""
+                    time.sleep(0.02)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}/part"
+    thread.join(10)
+    listener.close()
+
+
+def test_a_slow_uplink_is_no_silent_one(monkeypatch, slow_reader):
+    """The limit of silence holds for a little of a part, not for sending all of it."""
+    monkeypatch.setattr(parts, "TIMEOUT", (0.5, 60.0))
+    monkeypatch.setattr(parts, "TRIES", 1)
+    store = parts.Parts("the store", {})
+    began = time.monotonic()
+    store.put([slow_reader], [bytes(4 << 20)], parts.PART_BYTES)
+    assert time.monotonic() - began > 0.5, "it was not slow"
+    store.close()

@@ -48,6 +48,14 @@ def broken(answer):
     return Response("<Error><Code>SlowDown</Code></Error>", status=503)
 
 
+def too_slow(answer):
+    return Response("<Error><Code>RequestTimeout</Code></Error>", status=400)
+
+
+def too_many(answer):
+    return Response("<Error><Code>TooManyRequests</Code></Error>", status=429)
+
+
 def late_error(answer):
     return Response('<?xml version="1.0"?>\n<Error><Code>InternalError</Code></Error>', status=200)
 
@@ -151,6 +159,7 @@ def test_lengths_at_the_edges(transport, length):
     "faults",
     [
         [("PUT", broken)] * 3,
+        [("PUT", too_slow)] * 3,
         [("GET", broken)] * 3,
         [("GET", short)] * 3,
         [("POST", late_error)],
@@ -179,7 +188,16 @@ def test_an_object_whose_completion_was_heard_and_its_answer_lost_is_there(trans
     transport.evict(ref)
 
 
-@pytest.mark.parametrize("fault", [("PUT", broken), ("POST", late_error), ("GET", short)])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ("PUT", broken),
+        ("PUT", too_slow),
+        ("PUT", too_many),
+        ("POST", late_error),
+        ("GET", short),
+    ],
+)
 def test_what_keeps_failing_is_named_without_its_signature(transport, store, fault):
     data = os.urandom(10)
     grant = transport.grant(len(data))
