@@ -36,7 +36,7 @@ ENDPOINTS_MEGABYTES = 100
 
 def main() -> None:
     """Deploy once, measure each size, take down."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="fl-bench.") as name:
+    with tempfile.TemporaryDirectory(prefix="fl-bench.") as name:
         sandbox = Sandbox(Path(name))
         try:
             sandbox.deploy()
@@ -107,7 +107,8 @@ class Sandbox:
 
     def rounds(self, megabytes: int, *, files: bool, sites: int | None = None) -> list[float]:
         """Seconds of each warm round of one run, of all sites or the first of them."""
-        with tempfile.TemporaryDirectory(dir=self._folder, prefix="run.") as name:
+        # Environments lie on disk: five of them would leave the peers too little memory.
+        with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="fl-bench.") as name:
             folder = Path(name)
             shared = {
                 "enable_proxystore": True,

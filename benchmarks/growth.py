@@ -52,7 +52,7 @@ def seconds(megabytes: float, clients: int) -> float:
 
 def sites() -> dict[int, float]:
     """The same of runs over daemons, which are deployed once for the most sites."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="fl-bench.") as name:
+    with tempfile.TemporaryDirectory(prefix="fl-bench.") as name:
         sandbox = Sandbox(Path(name), [f"site-{letter}" for letter in "abcdefgh"])
         try:
             sandbox.deploy()
