@@ -177,9 +177,9 @@ def show(found: Plan, console: Console) -> None:
     console.print(table)
     down, up = decimal(found.model_bytes), decimal(found.update_bytes)
     back = f"{up} back before compression" if found.compressed else f"{up} back"
-    every = f"{found.updates} updates" if found.updates != len(found.shipments) else "all"
+    some = f"{found.updates} updates of " if found.updates != len(found.shipments) else ""
     console.print(
-        f"\n{found.rounds} rounds of {every} of {len(found.shipments)} sites, a model of "
+        f"\n{found.rounds} rounds of {some}{len(found.shipments)} sites, a model of "
         f"{found.parameters:,} parameters: {down} "
         + (f"to a site, {back}, " if down != up or found.compressed else "each way, ")
         + f"{decimal(found.total_bytes)} in all\n"

@@ -221,7 +221,7 @@ def test_a_site_whose_task_is_refused_is_one_fault(run_check):
 
 
 def test_an_upload_counts_when_the_server_has_it(run_check, shelf):
-    def lost(_ref):
+    def lost(_ref, _seconds=math.inf):
         raise TransportError("ProxyStore get failed")
 
     shelf.get, at_the_site = lost, shelf.get

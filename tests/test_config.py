@@ -189,7 +189,8 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("&a [*a]", "an alias must not stand inside what it names"),
         ("[" * 2000, "is not YAML"),
         ("a: " + "9" * 5000, "is not YAML"),
-        ("2001-01-01: 1\nb: 2001-01-01", "quote dates"),
+        ("2001-01-01: 1\nb: 1", "the key 2001-01-01 is no text; quote it"),
+        ("b: 2001-01-01", "quote dates"),
         ("!!python/object/apply:os.system [id]", "is not YAML"),
     ],
 )

@@ -13,6 +13,7 @@ from unittest.mock import Mock
 
 import globus_sdk
 import pytest
+import requests
 from globus_compute_sdk.errors import TaskExecutionFailed, VersionMismatch
 from globus_compute_sdk.sdk import executor as sdk
 
@@ -128,8 +129,9 @@ def test_what_a_site_says_is_cut_and_moves_no_cursor(error: Exception, kind: typ
 
 
 def refusal(status: int) -> globus_sdk.GlobusAPIError:
-    answer = Mock(status_code=status, headers={}, text="", json=dict, reason="no")
-    return globus_sdk.AuthAPIError(answer) if status == 401 else globus_sdk.GlobusAPIError(answer)
+    answer = requests.Response()
+    answer.status_code, answer.request = status, requests.Request("POST", "http://g").prepare()
+    return globus_sdk.AuthAPIError(answer)
 
 
 @pytest.fixture

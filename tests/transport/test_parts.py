@@ -48,7 +48,7 @@ def test_a_part_is_sent_from_where_it_lies():
 def slow_reader():
     """A server on loopback that takes some kB at a time, with pauses; yields its URL."""
     listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
     listener.bind(("127.0.0.1", 0))
     listener.listen()
 
@@ -65,7 +65,7 @@ def slow_reader():
                     head = b""
                 elif left > 0:
                     left, head = left - len(head), b""
-                    time.sleep(0.02)
+                    time.sleep(0.004)
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
     thread = threading.Thread(target=serve, daemon=True)
@@ -81,6 +81,6 @@ def test_a_slow_uplink_is_no_silent_one(monkeypatch, slow_reader):
     monkeypatch.setattr(parts, "TRIES", 1)
     store = parts.Parts("the store", {})
     began = time.monotonic()
-    store.put([slow_reader], [bytes(4 << 20)], parts.PART_BYTES)
+    store.put([slow_reader], [bytes(12 << 20)], parts.PART_BYTES)
     assert time.monotonic() - began > 0.5, "it was not slow"
     store.close()
