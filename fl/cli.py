@@ -6,6 +6,7 @@ Exit codes: 0, done; 1, it failed on the way; 2, it was asked for something that
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -39,6 +40,8 @@ def reporting(command: Callable[P, None]) -> Callable[P, None]:
 
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # what the locale lacks ends no run
         try:
             command(*args, **kwargs)
         except FederationError as error:

@@ -246,8 +246,8 @@ class S3Configs(Section):
     s3_creds_file: str | None = None
     """CSV with region,access_key_id,secret_access_key; without it, boto3 looks where it always
     does."""
-    s3_endpoint_url: str | None = None
-    """The store, where it is not Amazon's."""
+    s3_endpoint_url: Annotated[str, Field(pattern="^https?://")] | None = None
+    """The store, where it is not Amazon's: https://HOST, or http://HOST:PORT."""
 
     @model_validator(mode="after")
     def _needs_a_bucket(self) -> S3Configs:

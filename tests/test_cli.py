@@ -1,8 +1,10 @@
 """What a person types: a folder or two files, `--set`, `--dry-run`, completion."""
 
 import hashlib
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -155,3 +157,14 @@ def test_a_dry_run_says_what_it_does_not_know(folder):
     key = "client_configs.comm_configs.compressor_configs"
     done = fl_run(folder, "--dry-run", f"--set={key}={top_k}")
     assert " back before compression, " in done.stdout
+
+
+def test_what_the_locale_has_no_letters_for_ends_no_command(folder):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    where = "--set=server_configs.logging_output_dirname=läufe"
+    command = [Path(sys.executable).with_name("fl-run"), folder, "--dry-run", where]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "would write to l?ufe/" in done.stdout

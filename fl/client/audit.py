@@ -28,8 +28,8 @@ LINE_BYTES = 65536
 """No line is longer: what a request says is cut before it is written."""
 LOCK_SECONDS = 30.0
 """How long the other workers of a site may hold the log."""
-POLL_SECONDS = 0.02
-"""Between two tries to get it: a line takes less than that to write."""
+POLL_SECONDS, LONGEST_POLL_SECONDS = 0.0005, 0.02
+"""Between two tries to get it, the first and the longest: a line takes less time to write."""
 
 
 class AuditError(FederationError):
@@ -209,14 +209,15 @@ def _follow(line: bytes, previous: str, place: str) -> str:
 
 
 def _lock(descriptor: int, file: Path) -> None:
-    give_up = time.monotonic() + LOCK_SECONDS
+    give_up, pause = time.monotonic() + LOCK_SECONDS, POLL_SECONDS
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             if time.monotonic() > give_up:
                 raise AuditError(f"{file}: another worker holds it for too long") from error
-            time.sleep(POLL_SECONDS)
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_POLL_SECONDS)
         except OSError as error:
             raise AuditError(
                 f"{file}: cannot be locked ({error.strerror}): name a place on another file system"

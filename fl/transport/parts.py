@@ -92,6 +92,8 @@ class Parts:
         self._store, self._meanings = store, meanings
         self._silence, self._final = silence, final
         self._session = requests.Session()
+        # Or requests takes a password of ~/.netrc's for it, which is no store's business.
+        self._session.auth = lambda request: request
         self._session.trust_env = proxied
         adapter = adapter or requests.adapters.HTTPAdapter(pool_maxsize=THREADS)
         self._session.mount("http://", adapter)

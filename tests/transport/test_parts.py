@@ -84,3 +84,21 @@ def test_a_slow_uplink_is_no_silent_one(monkeypatch, slow_reader):
     store.put([slow_reader], [bytes(12 << 20)], parts.PART_BYTES)
     assert time.monotonic() - began > 0.5, "it was not slow"
     store.close()
+
+
+def test_no_password_of_the_users_goes_to_a_store(tmp_path, monkeypatch):
+    """A URL is signed: whoever it is for needs no other word, and S3 refuses two."""
+    (tmp_path / "netrc").write_text("default login me password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    store, sent = parts.Parts("the store", {}), []
+
+    def send(request, **_):
+        sent.append(request)
+        raise requests.ConnectionError("refused")
+
+    monkeypatch.setattr(parts, "TRIES", 1)
+    monkeypatch.setattr(store._session, "send", send)
+    with pytest.raises(UnreachableError):
+        store.ask("GET", "http://store/object?signature=x")
+    assert "Authorization" not in sent[0].headers
+    store.close()
