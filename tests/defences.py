@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 KEEPER = "templates/site/daemon.py"
 DAEMON = "tests/deploy/test_daemon.py"
+SITE_MASKS = "tests/client/test_masking.py"
+SERVER_MASKS = "tests/server/test_masking.py"
 KNOWN = "tests/deploy/test_known_errors.py"
 ATTACKS = "tests/end_to_end/test_attacks.py"
 SECRECY = "tests/end_to_end/test_secrecy.py"
@@ -349,5 +351,77 @@ DEFENCES = [
         ),
         ((ATTACKS, f"{LIE}_by_the_servers_own_loop[another shape]"),),
         "shape",
+    ),
+    Defence(
+        "a server that tells each site of a secure sum of other survivors",
+        (Change("fl/client/masking.py", 'if len(signers) < shares["threshold"]:', "if False:"),),
+        (
+            (SITE_MASKS, "sites_that_are_told_of_different_survivors_unmask_nothing"),
+            (SITE_MASKS, "an_update_is_unmasked_by_what_enough_have_signed"),
+        ),
+    ),
+    Defence(
+        "one site of a folder that signs a secure sum for another",
+        (
+            Change(
+                "fl/secure_sum/consistency.py",
+                '("survivors", name, told)',
+                '("survivors", told)',
+            ),
+        ),
+        ((SITE_MASKS, "a_signature_of_anything_else_does_not_count[name]"),),
+    ),
+    Defence(
+        "shares of a secure sum for a site that was told of another roster",
+        (
+            Change(
+                "fl/client/masking.py",
+                "(digest, wanted.client_id, peer)",
+                "(wanted.session, wanted.client_id, peer)",
+            ),
+            Change(
+                "fl/client/masking.py",
+                'way = (shares["digest"], peer, wanted.client_id)',
+                "way = (wanted.session, peer, wanted.client_id)",
+            ),
+        ),
+        ((SITE_MASKS, "shares_open_for_no_peer_that_was_told_of_another_roster"),),
+    ),
+    Defence(
+        "a wrong signature that would cost a secure sum",
+        (
+            Change(
+                "fl/server/masking.py",
+                "if not isinstance(given, str) or not is_signed(bundle.identity, given, text):",
+                "if not isinstance(given, str):",
+            ),
+        ),
+        ((SERVER_MASKS, "a_signature_that_is_wrong_unmasks_nothing_and_costs_nothing[zeros]"),),
+        "server of a secure sum",
+    ),
+    Defence(
+        "a key that every peer of a secure sum would refuse",
+        (
+            Change("fl/server/masking.py", "if len(keys) < 3 or keys & taken:", "if False:"),
+            Change("fl/server/masking.py", 'agreed(PROBE, key, "probe")', "pass"),
+        ),
+        (
+            (SERVER_MASKS, "answers_are_not_believed[equal keys]"),
+            (SERVER_MASKS, "answers_are_not_believed[another's key]"),
+            (SERVER_MASKS, "answers_are_not_believed[channel of small order]"),
+            (SERVER_MASKS, "answers_are_not_believed[pairwise of small order]"),
+            (SERVER_MASKS, "answers_are_not_believed[own of small order]"),
+        ),
+        "server of a secure sum",
+    ),
+    Defence(
+        "shares of a secure sum that nobody can open",
+        (Change("fl/server/masking.py", "if not all(_is_sealed(text)", "if not all(True"),),
+        (
+            (SERVER_MASKS, "answers_are_not_believed[shares of one letter]"),
+            (SERVER_MASKS, "answers_are_not_believed[shares in no base64]"),
+            (SERVER_MASKS, "answers_are_not_believed[shares that are too long]"),
+        ),
+        "server of a secure sum",
     ),
 ]

@@ -38,7 +38,7 @@ def test_a_run_of_secure_sums_learns_and_its_sites_show_no_update(files, tmp_pat
     verify(tmp_path / "audit.jsonl")
     asked = [json.loads(line) for line in (tmp_path / "audit.jsonl").open()]
     admitted = [line["operation"] for line in asked if line["event"] == "admitted"]
-    expected = ["advertise", "share", "train", "unmask"]
+    expected = ["advertise", "share", "train", "confirm", "unmask"]
     assert {name: admitted.count(name) for name in expected} == dict.fromkeys(expected, 4)
 
 

@@ -88,6 +88,7 @@ class Task:
             "num_samples": result.get("num_samples"),
             "metrics": leaving,
             "identity": result.get("bundle", {}).get("identity"),
+            "survivors": result.get("survivors"),
             "shares": {what: sorted(result.get(what, {})) for what in ("own", "pairwise")},
         }
         if not any(facts["shares"].values()):

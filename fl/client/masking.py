@@ -1,12 +1,13 @@
-"""A site's part in a secure sum: it advertises keys, shares them, masks an update, unmasks the sum.
+"""A site's part in a secure sum: keys, shares of them, a masked update, and what unmasks the sum.
 
 The server may ask for each of these again, when an answer was lost or a worker died, and gets the
 same. What would let it take the masks off one update is guarded by files that are written once
 (`site_state.write_once`) and outlive any worker: keys are shared with one roster, one update is
 masked by them, and of a peer either its own mask is given away or the masks it shares with others.
+And which of the two is a matter of what enough of its peers have signed that they were told too.
 
-Bonawitz et al. 2017, figure 4: rounds 0, 1, 2 and 4; the signatures of round 0 are on each sum's
-keys, by an identity of the site's own.
+Bonawitz et al. 2017, figure 4; the signatures of rounds 0 and 3 are by an identity of the site's
+own.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from fl.client import site_state
 from fl.client.policy import site_policy
 from fl.client.request import (
+    ConfirmRequest,
     Masking,
     RequestError,
     ShareRequest,
@@ -34,6 +36,7 @@ from fl.client.request import (
 )
 from fl.client.site_state import SiteStateError
 from fl.secure_sum import masks
+from fl.secure_sum.consistency import confirmation, roster_digest, sum_digest
 from fl.secure_sum.fixed_point import MASKED, encoded
 from fl.secure_sum.keys import (
     KEY_BYTES,
@@ -41,8 +44,10 @@ from fl.secure_sum.keys import (
     Private,
     SecureSumError,
     identity_of,
+    is_signed,
     open_shares,
     seal_shares,
+    sign,
 )
 from fl.secure_sum.keys import advertise as advertised
 from fl.secure_sum.shamir import split
@@ -98,14 +103,14 @@ def share(request: dict[str, Any]) -> dict[str, Any]:
     pairwise, own = (split(secret, wanted.threshold, len(names)) for secret in secrets)
     shares = {name: (pairwise[place], own[place]) for place, name in enumerate(names)}
     mine = shares.pop(wanted.client_id)
+    roster = {name: bundle.model_dump() for name, bundle in sorted(wanted.roster.items())}
+    # Whoever was told of another roster or threshold can open none of them, and so give none away.
+    digest = roster_digest(wanted.session, wanted.threshold, roster)
     sealed = {
-        peer: seal_shares(
-            private, wanted.roster[peer], (wanted.session, wanted.client_id, peer), pair
-        )
+        peer: seal_shares(private, wanted.roster[peer], (digest, wanted.client_id, peer), pair)
         for peer, pair in shares.items()
     }
-    roster = {name: bundle.model_dump() for name, bundle in sorted(wanted.roster.items())}
-    facts = {"roster": roster, "threshold": wanted.threshold}
+    facts = {"roster": roster, "threshold": wanted.threshold, "digest": digest}
     found = kept.once("shares", {**facts, "mine": mine, "sealed": sealed})
     if {name: found[name] for name in facts} != facts:
         raise SecureSumError("the keys of this sum were shared with another roster before")
@@ -176,6 +181,34 @@ def masked(update: Tensors, wanted: TrainRequest, masking: Masking, num_samples:
     return {MASKED: torch.from_numpy(words.view("i8"))}
 
 
+def confirm(request: dict[str, Any]) -> dict[str, Any]:
+    """Sign whose updates are in the sum: once, so that no peer unmasks another for it.
+
+    Args:
+        request: A `ConfirmRequest`.
+
+    Returns:
+        `job`, `survivors`, and `signature`, which is also of the group and the roster.
+
+    Raises:
+        SecureSumError: Other survivors were named before, too few, or not this site.
+        SiteStateError: The keys are not here any more.
+    """
+    wanted = read(ConfirmRequest, request)
+    kept = _Kept(wanted.run_id, wanted.client_id, wanted.session)
+    private, shares, group = kept.private(), kept.read("shares"), kept.read("masked")["group"]
+    survivors = sorted(set(wanted.survivors))
+    if not {wanted.client_id} <= set(survivors) <= set(group):
+        raise SecureSumError("the survivors are not of the sum that this site's update is in")
+    if len(survivors) < shares["threshold"]:
+        raise SecureSumError(f"a sum of {len(survivors)} sites is not safe for this one")
+    if kept.once("survivors", survivors) != survivors:
+        raise SecureSumError("other survivors were named for this sum before")
+    kept.require(private)
+    text = confirmation(wanted.client_id, sum_digest(shares["digest"], group, survivors))
+    return {"job": wanted.job, "survivors": survivors, "signature": sign(_identity(), text)}
+
+
 def unmask(request: dict[str, Any]) -> dict[str, Any]:
     """Give shares of the survivors' own masks, and of the drop-outs' pairwise keys.
 
@@ -187,20 +220,15 @@ def unmask(request: dict[str, Any]) -> dict[str, Any]:
         sealed shares do not open is left out.
 
     Raises:
-        SecureSumError: Other survivors were named before, too few, or not this site.
-        SiteStateError: The keys are not here any more.
+        SecureSumError: Too few of the survivors have signed what this site has.
+        SiteStateError: The keys are not here any more, or this site has not confirmed the sum.
     """
     wanted = read(UnmaskRequest, request)
     kept = _Kept(wanted.run_id, wanted.client_id, wanted.session)
     private, shares, group = kept.private(), kept.read("shares"), kept.read("masked")["group"]
-    survivors = sorted(set(wanted.survivors))
-    if not {wanted.client_id} <= set(survivors) <= set(group):
-        raise SecureSumError("the survivors are not of the sum that this site's update is in")
-    if len(survivors) < shares["threshold"]:
-        raise SecureSumError(f"a sum of {len(survivors)} sites is not safe for this one")
-    if kept.once("survivors", survivors) != survivors:
-        raise SecureSumError("other survivors were named for this sum before")
+    survivors = kept.read("survivors")
     kept.require(private)
+    _require_confirmed(wanted, shares, group, survivors)
     given: dict[str, dict[str, str]] = {"own": {}, "pairwise": {}}
     for peer in group:
         pair = _pair(wanted, private, shares, peer)
@@ -208,6 +236,24 @@ def unmask(request: dict[str, Any]) -> dict[str, Any]:
             what = "own" if peer in survivors else "pairwise"
             given[what][peer] = f"{pair[what == 'own']:x}"
     return {"job": wanted.job, **given}
+
+
+def _require_confirmed(
+    wanted: UnmaskRequest, shares: dict[str, Any], group: list[str], survivors: list[str]
+) -> None:
+    """Refuse to unmask what too few of the survivors were told as this site was."""
+    roster, told = shares["roster"], sum_digest(shares["digest"], group, survivors)
+    signers = [
+        peer
+        for peer, signature in wanted.signatures.items()
+        if peer in survivors
+        and is_signed(roster[peer]["identity"], signature, confirmation(peer, told))
+    ]
+    if len(signers) < shares["threshold"]:
+        raise SecureSumError(
+            f"{len(signers)} sites have signed what this one was told of the sum, "
+            f"{shares['threshold']} are needed"
+        )
 
 
 def _pair(
@@ -218,7 +264,7 @@ def _pair(
         pairwise, own = shares["mine"]
         return pairwise, own
     bundle = Bundle.model_validate(shares["roster"][peer])
-    way = (wanted.session, peer, wanted.client_id)
+    way = (shares["digest"], peer, wanted.client_id)
     try:
         return open_shares(private, bundle, way, wanted.shares.get(peer, ""))
     except SecureSumError:

@@ -113,9 +113,9 @@ class TrainRequest(EvaluateRequest):
 
 
 class SumRequest(Section):
-    """Take part in a secure sum: what its three small tasks have in common."""
+    """Take part in a secure sum: what its four small tasks have in common."""
 
-    operation: Literal["advertise", "share", "unmask"]
+    operation: Literal["advertise", "share", "confirm", "unmask"]
     client_id: Name
     """The client."""
     run_id: Name
@@ -135,11 +135,18 @@ class ShareRequest(SumRequest):
     """The keys of all who advertised some, by name."""
 
 
+class ConfirmRequest(SumRequest):
+    """Sign whose updates are in the sum."""
+
+    survivors: list[Name]
+    """Whose those are."""
+
+
 class UnmaskRequest(SumRequest):
     """Give the shares that take the masks off the sum, and off nothing else."""
 
-    survivors: list[Name]
-    """Whose updates are in it."""
+    signatures: dict[Name, str]
+    """What survivors have confirmed it by; one that is of something else counts for nothing."""
     shares: dict[Name, str]
     """What peers have left for this client, sealed."""
 

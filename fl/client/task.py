@@ -281,6 +281,7 @@ OPERATIONS = {
     "rehearse": rehearse,
     "advertise": masking.advertise,
     "share": masking.share,
+    "confirm": masking.confirm,
     "unmask": masking.unmask,
 }
 

@@ -28,10 +28,13 @@ from fl.secure_sum.shamir import PRIME
 KEY_BYTES = 32
 SHARE_BYTES = 33
 """Of a number below `PRIME`."""
+SEALED_BYTES = 2 * SHARE_BYTES + 16
+"""Of two shares and what authenticates them."""
 LABEL = b"fl secure sum 1/"
 
 Key = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Signature = Annotated[str, Field(pattern="^[0-9a-f]{128}$")]
+SIGNATURE_DIGITS = 128
 
 
 class SecureSumError(FederationError):
@@ -79,12 +82,9 @@ class Bundle(Section):
         Raises:
             SecureSumError: The signature is not of that.
         """
-        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.identity))
         text = _signed(session, name, self.channel, self.pairwise, self.own)
-        try:
-            key.verify(bytes.fromhex(self.signature), text)
-        except InvalidSignature as error:
-            raise SecureSumError(f"the keys of {name} are not signed by its identity") from error
+        if not is_signed(self.identity, self.signature, text):
+            raise SecureSumError(f"the keys of {name} are not signed by its identity")
 
 
 def advertise(private: Private, identity: bytes, session: str, name: str) -> Bundle:
@@ -99,15 +99,45 @@ def advertise(private: Private, identity: bytes, session: str, name: str) -> Bun
     Returns:
         The bundle.
     """
-    signer = Ed25519PrivateKey.from_private_bytes(identity)
     keys = [public(key) for key in (private.channel, private.pairwise, private.own)]
     return Bundle(
         identity=identity_of(identity),
         channel=keys[0],
         pairwise=keys[1],
         own=keys[2],
-        signature=signer.sign(_signed(session, name, *keys)).hex(),
+        signature=sign(identity, _signed(session, name, *keys)),
     )
+
+
+def sign(identity: bytes, text: bytes) -> str:
+    """Sign a text: the same one always gives the same signature.
+
+    Args:
+        identity: The site's Ed25519 private key, 32 bytes.
+        text: The text, which says what it is for.
+
+    Returns:
+        128 digits, in hex.
+    """
+    return Ed25519PrivateKey.from_private_bytes(identity).sign(text).hex()
+
+
+def is_signed(identity: str, signature: str, text: bytes) -> bool:
+    """Whether a text is signed by an identity.
+
+    Args:
+        identity: The public half, in hex.
+        signature: In hex, or any text.
+        text: The text.
+    """
+    if len(signature) != SIGNATURE_DIGITS:  # `fromhex` would pass over spaces
+        return False
+    try:
+        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(identity))
+        key.verify(bytes.fromhex(signature), text)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
 
 
 def identity_of(private: bytes) -> str:
@@ -138,7 +168,7 @@ def agreed(private: bytes, other: str, purpose: str) -> bytes:
         point = X25519PublicKey.from_public_bytes(bytes.fromhex(other))
         shared = X25519PrivateKey.from_private_bytes(private).exchange(point)
     except ValueError as error:
-        raise SecureSumError("a peer's key is no proper key") from error
+        raise SecureSumError("a site's key is no proper key") from error
     return derived(shared, purpose)
 
 
@@ -155,7 +185,7 @@ def seal_shares(
     Args:
         private: The site's keys.
         to: The peer's.
-        way: The sum's name, the site's and the peer's.
+        way: What the sum is known by, the site's name and the peer's.
         shares: Of `pairwise` and of `own`.
 
     Returns:

@@ -1,8 +1,9 @@
 """The server's side of secure sums, one a round: who is in it, and what unmasks it.
 
 Before a round's training its sites advertise keys, then share them; after it, those whose updates
-are in the sum give the shares that take the masks off. A site that fails one of these small tasks
-drops out of the round: before training its mask is in no sum, after it the others' shares do.
+are in the sum sign whose these are, then give the shares that take the masks off. A site that fails
+one of these small tasks drops out of the round: before training its mask is in no sum, after it the
+others' shares do.
 
 Bonawitz et al. 2017, figure 4. Answers are read with suspicion; what a site's secrets are put
 together to must fit the public keys that it advertised.
@@ -10,6 +11,7 @@ together to must fit the public keys that it advertised.
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -23,7 +25,16 @@ from fl.config import Client, Federation
 from fl.endpoints.base import Endpoints, JSONObject, SiteError, answer_of
 from fl.errors import FederationError
 from fl.secure_sum import masks
-from fl.secure_sum.keys import Bundle, SecureSumError, public
+from fl.secure_sum.consistency import confirmation, roster_digest, sum_digest
+from fl.secure_sum.keys import (
+    KEY_BYTES,
+    SEALED_BYTES,
+    Bundle,
+    SecureSumError,
+    agreed,
+    is_signed,
+    public,
+)
 from fl.secure_sum.shamir import PRIME, combine
 from fl.server import sites
 from fl.server.aggregators.secure import SecureFedAvg
@@ -32,8 +43,10 @@ ATTEMPTS = 3
 """Times that a small task is sent: it may be lost with its worker, and does no harm twice."""
 GRACE_SECONDS = 10.0
 """How long the others may take once enough sites have answered."""
-SEALED_CHARACTERS = 200
-"""No sealed shares are longer."""
+SEALED_CHARACTERS = 4 * -(-SEALED_BYTES // 3)
+"""Of shares that are sealed, in base64."""
+PROBE = bytes(KEY_BYTES)
+"""A private key that any proper key agrees with."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +55,13 @@ class _Group:
 
     Attributes:
         session: The sum's name.
+        roster: What the sum's keys are shared by, in one word.
         bundles: The keys of all who advertised some, by name: each has a share of the others'.
         sealed: Of those who shared theirs, what they left for each peer. Their masks are in it.
     """
 
     session: str
+    roster: str
     bundles: dict[str, Bundle]
     sealed: dict[str, dict[str, str]]
 
@@ -89,10 +104,11 @@ class Masking:
             Who is not, and why: all, where too few are left.
         """
         session = f"{self._run_id}.{number}.{uuid4().hex[:12]}"
+        taken: set[str] = set()
         advertised = self._ask(
             names,
             lambda name: self._request("advertise", session, name),
-            lambda name, result: _bundle(result, session, name),
+            lambda name, result: _bundle(result, session, name, taken),
         )
         failed = dict(advertised.failed)
         bundles = advertised.given
@@ -105,7 +121,8 @@ class Masking:
                 lambda name, result: _sealed(result, bundles.keys() - {name}),
             )
             failed |= shared.failed
-            self._group = _Group(session, bundles, shared.given)
+            digest = roster_digest(session, self._aggregator.threshold, roster)
+            self._group = _Group(session, digest, bundles, shared.given)
         if len(names) - len(failed) < self._aggregator.threshold:
             self._group = None
             few = SecureSumError(
@@ -135,26 +152,47 @@ class Masking:
             survivors: Whose updates are in it.
 
         Raises:
-            SecureSumError: Too few sites give shares, or these do not fit.
+            SecureSumError: Too few sites confirm that, or give shares, or these do not fit.
         """
         group, threshold = self._group, self._aggregator.threshold
         if group is None or len(survivors) < threshold:
             raise SecureSumError(
                 f"the sum is of {len(survivors)} sites, {threshold} are needed to unmask it"
             )
+        confirmed = self._confirmed(group, sorted(survivors))
         answers = self._ask(
-            survivors,
-            lambda name: self._unmask_request(group, name, survivors),
+            list(confirmed.given),
+            lambda name: self._unmask_request(group, name, confirmed.given),
             lambda _name, result: {what: _shares(result, what) for what in ("own", "pairwise")},
             enough=threshold,
         )
+        answers.failed |= confirmed.failed
         self._aggregator.unmask(self._left(group, survivors, answers))
         self._group = None
 
-    def _unmask_request(self, group: _Group, name: str, survivors: Sequence[str]) -> JSONObject:
+    def _confirmed(self, group: _Group, survivors: list[str]) -> _Answers:
+        """What survivors sign; who does not is asked for no shares, and stays in the sum."""
+        threshold = self._aggregator.threshold
+        told = sum_digest(group.roster, group.sealed, survivors)
+        confirmed = self._ask(
+            survivors,
+            lambda name: self._request("confirm", group.session, name, survivors=survivors),
+            lambda name, result: _signature(result, group.bundles[name], confirmation(name, told)),
+            enough=threshold,
+        )
+        if len(confirmed.given) < threshold:
+            raise SecureSumError(
+                f"{len(confirmed.given)} sites confirmed whose updates are in the sum, "
+                f"{threshold} are needed: {_reasons(confirmed.failed)}"
+            )
+        return confirmed
+
+    def _unmask_request(
+        self, group: _Group, name: str, signatures: Mapping[str, str]
+    ) -> JSONObject:
         sealed = {peer: given[name] for peer, given in group.sealed.items() if peer != name}
         return self._request(
-            "unmask", group.session, name, survivors=sorted(survivors), shares=sealed
+            "unmask", group.session, name, signatures=dict(signatures), shares=sealed
         )
 
     def _left(
@@ -189,10 +227,11 @@ class Masking:
         """A site's secret from its shares; one that is wrong is found if there is one to spare."""
         threshold, wanted = self._aggregator.threshold, getattr(bundle, what)
         if len(shares) < threshold:
-            silent = "; ".join(f"{peer}: {error}" for peer, error in answers.failed.items())
+            closed = SecureSumError(f"the shares that {name} left there do not open")
+            without = [peer for peer, given in answers.given.items() if name not in given[what]]
             raise SecureSumError(
-                f"{len(shares)} sites gave a share of what unmasks {name}, {threshold} are needed"
-                + (f": {silent}" if silent else "")
+                f"{len(shares)} sites gave a share of what unmasks {name}, {threshold} are needed: "
+                f"{_reasons({**answers.failed, **dict.fromkeys(without, closed)})}"
             )
         for doubted in (None, *shares):
             believed = [place for place in shares if place != doubted][:threshold]
@@ -201,7 +240,10 @@ class Masking:
                 found = secret.to_bytes(32, "big")
                 if public(found) == wanted:
                     return found
-        raise SecureSumError(f"the shares of what unmasks {name} do not fit: a site's are wrong")
+        raise SecureSumError(
+            f"the shares of what unmasks {name} do not fit its keys: those that it left are wrong, "
+            f"or those that another gave"
+        )
 
     def _request(self, operation: str, session: str, name: str, **more: Any) -> JSONObject:
         return {
@@ -334,22 +376,57 @@ def _done(asked: Mapping[str, _Asked], seconds: float) -> set[Future[JSONObject]
     return wait(futures, timeout=seconds, return_when=FIRST_COMPLETED).done
 
 
-def _bundle(result: JSONObject, session: str, name: str) -> Bundle:
+def _reasons(failed: Mapping[str, FederationError]) -> str:
+    return "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+
+
+def _bundle(result: JSONObject, session: str, name: str, taken: set[str]) -> Bundle:
+    """A site's keys, unless its peers would refuse the whole roster for them.
+
+    Args:
+        result: What the site answered.
+        session: The sum's name.
+        name: The site's.
+        taken: The keys of those that answered before; this site's are added.
+    """
     try:
         bundle = Bundle.model_validate(result.get("bundle"))
     except ValidationError as error:
         raise SecureSumError("the site's answer has no keys") from error
     bundle.verify(session, name)
+    keys = {bundle.channel, bundle.pairwise, bundle.own}
+    if len(keys) < 3 or keys & taken:
+        raise SecureSumError("the site has a key twice, or one that another has")
+    for key in keys:
+        agreed(PROBE, key, "probe")
+    taken |= keys
     return bundle
+
+
+def _signature(result: JSONObject, bundle: Bundle, text: bytes) -> str:
+    given = result.get("signature")
+    if not isinstance(given, str) or not is_signed(bundle.identity, given, text):
+        raise SecureSumError("the site's signature is not of the sum's survivors")
+    return given
 
 
 def _sealed(result: JSONObject, peers: set[str]) -> dict[str, str]:
     given = result.get("shares")
     if not isinstance(given, dict) or given.keys() != peers:
         raise SecureSumError("the site's answer has not a share for every peer")
-    if not all(isinstance(text, str) and len(text) <= SEALED_CHARACTERS for text in given.values()):
+    if not all(_is_sealed(text) for text in given.values()):
         raise SecureSumError("the site's shares are none")
     return given
+
+
+def _is_sealed(text: Any) -> bool:
+    """Whether it may be what `seal_shares` made: whether it opens, its peer alone can see."""
+    if not isinstance(text, str) or len(text) != SEALED_CHARACTERS:
+        return False
+    try:
+        return len(base64.b64decode(text, validate=True)) == SEALED_BYTES
+    except ValueError:
+        return False
 
 
 def _shares(result: JSONObject, what: str) -> dict[str, int]:

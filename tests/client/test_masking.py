@@ -11,9 +11,10 @@ import yaml
 
 from fl.client import masking, task
 from fl.secure_sum import masks
+from fl.secure_sum.consistency import confirmation, roster_digest, sum_digest
 from fl.secure_sum.fixed_point import MASKED, decoded
 from fl.secure_sum.keys import advertise as advertised
-from fl.secure_sum.keys import public
+from fl.secure_sum.keys import public, sign
 from fl.secure_sum.shamir import combine
 from fl.tensors import decode
 from fl.transport.base import Ref
@@ -24,11 +25,12 @@ CLIP = 10.0
 
 
 class Sum:
-    """Three sites and the server of one sum, whose every message a test may change."""
+    """Sites and the server of one sum, whose every message a test may change."""
 
-    def __init__(self, site, session="s"):
+    def __init__(self, site, session="s", names=NAMES, threshold=2):
         self.site, self.session = site, session
-        self.bundles, self.sealed, self.updates = {}, {}, {}
+        self.names, self.threshold = list(names), threshold
+        self.bundles, self.sealed, self.updates, self.signatures = {}, {}, {}, {}
 
     def ask(self, operation, name, **changes):
         request = {"operation": operation, "client_id": name, "run_id": "run", "job": "j"}
@@ -39,35 +41,58 @@ class Sum:
         for name in names:
             self.bundles[name] = result(self.ask("advertise", name))["bundle"]
 
-    def share(self, name, threshold=2, roster=None):
-        asked = {"threshold": threshold, "roster": roster or self.bundles}
+    def share(self, name, threshold=None, roster=None):
+        asked = {"threshold": threshold or self.threshold, "roster": roster or self.bundles}
         return self.ask("share", name, **asked)
 
-    def train(self, name, group=tuple(NAMES), **changes):
-        terms = {"session": self.session, "group": group, "threshold": 2, "clip_norm": CLIP}
-        terms |= {"weights": "equal", **changes.pop("terms", {})}
+    def train(self, name, group=None, **changes):
+        terms = {"session": self.session, "group": group or self.names, "clip_norm": CLIP}
+        terms |= {"threshold": self.threshold, "weights": "equal", **changes.pop("terms", {})}
         wanted = {"masking": terms, "run_id": "run", "update": "difference", **changes}
         return self.site.answer(client_id=name, **wanted)
 
-    def unmask(self, name, *survivors):
-        shares = {peer: sealed[name] for peer, sealed in self.sealed.items() if peer != name}
-        return self.ask("unmask", name, survivors=survivors, shares=shares)
+    def confirm(self, name, *survivors):
+        answer = self.ask("confirm", name, survivors=survivors)
+        if "result" in answer:
+            self.signatures[name] = answer["result"]["signature"]
+        return answer
 
-    def up_to_masking(self, *silent):
+    def unmask(self, name):
+        shares = {peer: sealed[name] for peer, sealed in self.sealed.items() if peer != name}
+        return self.ask("unmask", name, signatures=self.signatures, shares=shares)
+
+    def up_to_masking(self, *silent, groups=None):
         """Everything until updates are there, of all but the silent."""
-        self.advertise(*NAMES)
-        self.sealed = {name: result(self.share(name))["shares"] for name in NAMES}
-        for name in NAMES:
+        self.advertise(*self.names)
+        self.sealed = {name: result(self.share(name))["shares"] for name in self.names}
+        for name in self.names:
             if name not in silent:
-                self.updates[name] = words(result(self.train(name)))
+                group = (groups or {}).get(name)
+                self.updates[name] = words(result(self.train(name, group)))
         return self
+
+    def up_to_confirming(self, *silent):
+        """That, and the signatures of all whose updates are there."""
+        self.up_to_masking(*silent)
+        for name in self.updates:
+            result(self.confirm(name, *self.updates))
+        return self
+
+    def signature(self, **changes):
+        """That of b, that all are in the sum; or of something else, or by somebody else."""
+        told = {"session": self.session, "threshold": self.threshold, "roster": self.bundles}
+        told |= {"group": self.names, "survivors": self.names}
+        told |= {"name": "b", "identity": masking._identity(), **changes}
+        roster = roster_digest(told["session"], told["threshold"], told["roster"])
+        digest = sum_digest(roster, told["group"], told["survivors"])
+        return sign(told["identity"], confirmation(told["name"], digest))
 
     def total(self, given):
         """What a server makes of the answers to `unmask`, by name."""
         total = sum(self.updates.values())
-        for name in NAMES:
+        for name in self.names:
             what = "own" if name in self.updates else "pairwise"
-            places = {NAMES.index(peer) + 1: a[what].get(name) for peer, a in given.items()}
+            places = {self.names.index(peer) + 1: a[what].get(name) for peer, a in given.items()}
             shares = {place: int(share, 16) for place, share in places.items() if share}
             secret = combine(shares).to_bytes(32, "big")
             assert public(secret) == self.bundles[name][what]
@@ -106,9 +131,9 @@ def summing(site):
 
 @pytest.mark.parametrize("silent", [(), ("b",)], ids=["all", "one drops out"])
 def test_what_is_unmasked_is_the_mean_of_what_the_sites_would_send_in_clear(site, summing, silent):
-    summing.up_to_masking(*silent)
+    summing.up_to_confirming(*silent)
     there = [name for name in NAMES if name not in silent]
-    given = {name: result(summing.unmask(name, *there)) for name in there[:2]}
+    given = {name: result(summing.unmask(name)) for name in there[:2]}
     mean = decoded(summing.total(given), site.weights, CLIP, len(there))
     clear = [site.update(client_id=name, update="difference") for name in there]
     for name, found in mean.items():
@@ -133,15 +158,99 @@ def test_what_is_asked_again_is_answered_the_same(summing, site):
     summing.advertise("a")
     again = result(summing.share("a"))["shares"], words(result(summing.train("a"))).tolist()
     assert (dict(summing.bundles), *again) == before
-    assert result(summing.unmask("a", *NAMES)) == result(summing.unmask("a", *NAMES))
+    assert result(summing.confirm("a", *NAMES)) == result(summing.confirm("a", *reversed(NAMES)))
+    result(summing.confirm("b", *NAMES))
+    assert result(summing.unmask("a")) == result(summing.unmask("a"))
 
 
 def test_of_no_peer_both_secrets_are_given(summing):
-    summing.up_to_masking("b")
-    given = result(summing.unmask("a", "a", "c"))
+    summing.up_to_confirming("b")
+    given = result(summing.unmask("a"))
     assert set(given["own"]) == {"a", "c"} and set(given["pairwise"]) == {"b"}
     for survivors in (NAMES, ["a", "b"]):
-        assert "other survivors were named" in refused(summing.unmask("a", *survivors))
+        assert "other survivors were named" in refused(summing.confirm("a", *survivors))
+    assert result(summing.unmask("a")) == given
+
+
+def test_sites_that_are_told_of_different_survivors_unmask_nothing(site):
+    """Of five sites three must help; all say the truth, and yet a's update would be seen alone.
+
+    It has the masks that a shares with b and c. All five would give their share of a's own mask,
+    c, d and e theirs of b's pairwise key, and b, d and e theirs of c's.
+    """
+    told = {"a": "abc", "b": "abd", "c": "acd", "d": "ade", "e": "ade"}
+    summing = Sum(site, names="abcde", threshold=3)
+    summing.up_to_masking(groups={"a": ["a", "b", "c"]})
+    for name, survivors in told.items():
+        result(summing.confirm(name, *survivors))
+    for name in told:
+        assert "sites have signed what this one was told" in refused(summing.unmask(name))
+
+
+def test_an_update_is_unmasked_by_what_enough_have_signed(summing):
+    summing.up_to_masking()
+    result(summing.confirm("a", *NAMES))
+    expected = "1 sites have signed what this one was told of the sum, 2 are needed"
+    assert expected in refused(summing.unmask("a"))
+    summing.signatures["b"] = summing.signature()
+    result(summing.unmask("a"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"session": "t"},
+        {"threshold": 3},
+        {"roster": {}},
+        {"group": ["a", "b"]},
+        {"survivors": ["a", "b"]},
+        {"name": "c"},
+        {"identity": bytes(32)},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_signature_of_anything_else_does_not_count(summing, changes):
+    """Nor one that b gave for c: sites of one state folder have one identity."""
+    summing.up_to_masking()
+    result(summing.confirm("a", *NAMES))
+    summing.signatures["b"] = summing.signature(**changes)
+    assert "1 sites have signed" in refused(summing.unmask("a"))
+
+
+@pytest.mark.parametrize("text", ["", "x", "0" * 128, "é" * 128, " " * 128])
+def test_what_is_no_signature_does_not_count(summing, text):
+    summing.up_to_confirming()
+    summing.signatures["b"] = text
+    result(summing.unmask("a"))
+    summing.signatures["c"] = text
+    assert "1 sites have signed" in refused(summing.unmask("a"))
+
+
+def test_who_is_no_survivor_signs_nothing(summing):
+    summing.up_to_masking("c")
+    result(summing.confirm("a", "a", "b"))
+    for name in ("c", "eve"):
+        summing.signatures[name] = summing.signature(name=name, survivors=["a", "b"])
+    assert "1 sites have signed" in refused(summing.unmask("a"))
+
+
+def test_who_has_not_confirmed_unmasks_nothing(summing):
+    summing.up_to_masking()
+    summing.signatures = {name: summing.signature(name=name) for name in NAMES}
+    assert "keeps no survivors of the sum s" in refused(summing.unmask("a"))
+
+
+def test_shares_open_for_no_peer_that_was_told_of_another_roster(summing):
+    """Its threshold may be a lower one, or its peers made up."""
+    summing.advertise(*NAMES)
+    summing.sealed["a"] = result(summing.share("a"))["shares"]
+    eve = advertised(masking.Private.draw(), bytes(32), "s", "c").model_dump()
+    summing.bundles["c"] = eve
+    result(summing.share("b"))
+    result(summing.train("b"))
+    result(summing.confirm("b", *NAMES))
+    summing.signatures["c"] = summing.signature(name="c", identity=bytes(32))
+    assert set(result(summing.unmask("b"))["own"]) == {"b"}
 
 
 def test_two_updates_under_the_same_masks_do_not_leave(summing):
@@ -214,27 +323,28 @@ def test_an_update_is_masked_as_agreed_or_not_at_all(summing, terms, changes, ex
 )
 def test_a_sum_of_too_few_or_of_others_is_not_unmasked(summing, survivors, expected):
     summing.up_to_masking()
-    assert expected in refused(summing.unmask("a", *survivors))
+    assert expected in refused(summing.confirm("a", *survivors))
 
 
 def test_who_has_sent_no_update_unmasks_nothing(summing):
     summing.up_to_masking("b")
-    assert "keeps no masked of the sum s" in refused(summing.unmask("b", *NAMES))
+    assert "keeps no masked of the sum s" in refused(summing.confirm("b", *NAMES))
+    assert "keeps no masked of the sum s" in refused(summing.unmask("b"))
 
 
 def test_shares_that_do_not_open_are_left_out(summing):
-    summing.up_to_masking()
+    summing.up_to_confirming()
     summing.sealed["b"]["a"] = summing.sealed["b"]["c"]
-    given = result(summing.unmask("a", *NAMES))
+    given = result(summing.unmask("a"))
     assert set(given["own"]) == {"a", "c"}
 
 
 def test_a_new_sum_removes_the_keys_of_the_last(summing, site):
-    summing.up_to_masking()
+    summing.up_to_confirming()
     following = Sum(site, "t")
     following.advertise("a")
     assert [folder.name for folder in (site.state / "sums/run/a").iterdir()] == ["t"]
-    assert "keeps no keys of the sum s" in refused(summing.unmask("a", *NAMES))
+    assert "keeps no keys of the sum s" in refused(summing.unmask("a"))
     old = site.state / "sums/run/b/s"
     past = time.time() - masking.FORGOTTEN_SECONDS - 60
     os.utime(old / "keys", (past, past))
@@ -270,7 +380,7 @@ def test_no_second_update_leaves_while_another_worker_forgets_the_sum(summing, m
 
 def test_no_other_survivors_are_named_while_another_worker_forgets_the_sum(summing, monkeypatch):
     summing.up_to_masking()
-    result(summing.unmask("a", "a", "b", "c"))
+    result(summing.confirm("a", "a", "b", "c"))
     once = masking._Kept.once
 
     def meanwhile(kept, name, value):
@@ -280,7 +390,7 @@ def test_no_other_survivors_are_named_while_another_worker_forgets_the_sum(summi
         return once(kept, name, value)
 
     monkeypatch.setattr(masking._Kept, "once", meanwhile)
-    assert "keeps no keys" in refused(summing.unmask("a", "a", "b"))
+    assert "keeps no keys" in refused(summing.confirm("a", "a", "b"))
 
 
 def test_a_site_that_demands_it_shows_no_update(summing, site, owner):
@@ -317,12 +427,13 @@ def test_a_site_knows_its_peers(summing, owner):
 def test_keys_are_their_owners_alone_and_the_log_says_what_left(summing, site, monkeypatch):
     log = site.state.parent / "audit.jsonl"
     monkeypatch.setenv("FL_SITE_AUDIT", str(log))
-    summing.up_to_masking("b")
-    result(summing.unmask("a", "a", "c"))
+    summing.up_to_confirming("b")
+    result(summing.unmask("a"))
     kept = [file for file in site.state.rglob("*") if file.is_file() and "jobs" not in file.parts]
     assert kept and all(file.stat().st_mode & 0o077 == 0 for file in kept)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     ended = {line["operation"]: line for line in lines if line["event"] == "ended"}
     assert ended["advertise"]["identity"] == masking.identity()
+    assert ended["confirm"]["survivors"] == ["a", "c"]
     assert ended["unmask"]["shares"] == {"own": ["a", "c"], "pairwise": ["b"]}
     assert "shares" not in ended["train"]

@@ -9,9 +9,12 @@ from fl.secure_sum.keys import (
     SecureSumError,
     advertise,
     agreed,
+    identity_of,
+    is_signed,
     open_shares,
     public,
     seal_shares,
+    sign,
 )
 from fl.secure_sum.shamir import PRIME
 
@@ -33,6 +36,18 @@ def test_no_key_of_a_bundle_can_be_exchanged(key):
     other = advertise(EVE, bytes(32), "s", "a")
     with pytest.raises(SecureSumError, match="not signed"):
         BUNDLE_A.model_copy(update={key: getattr(other, key)}).verify("s", "a")
+
+
+def test_a_signature_is_of_one_text_by_one_identity():
+    known, signature = identity_of(IDENTITY), sign(IDENTITY, b"text")
+    assert is_signed(known, signature, b"text") and signature == sign(IDENTITY, b"text")
+    assert not is_signed(known, signature, b"another")
+    assert not is_signed(identity_of(bytes(32)), signature, b"text")
+
+
+@given(st.one_of(st.text(max_size=140), st.binary(min_size=64, max_size=64).map(bytes.hex)))
+def test_no_other_text_is_a_signature(text):
+    assert not is_signed(identity_of(IDENTITY), text, b"text")
 
 
 def test_two_sites_agree_and_nobody_else():

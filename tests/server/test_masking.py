@@ -1,5 +1,6 @@
 """Rounds of secure sums, with sites that drop out of each of their tasks, and sites that lie."""
 
+import base64
 import json
 import math
 
@@ -10,7 +11,16 @@ from fl.client import masking, task
 from fl.client.request import TrainRequest, read
 from fl.endpoints.base import EndpointError
 from fl.secure_sum.fixed_point import MASKED
-from fl.secure_sum.keys import Private, advertise
+from fl.secure_sum.keys import (
+    SEALED_BYTES,
+    Bundle,
+    Private,
+    _signed,
+    advertise,
+    identity_of,
+    public,
+    sign,
+)
 from fl.server import masking as server_masking
 from fl.server import sites
 from fl.server.checkpoint import Snapshot
@@ -23,7 +33,7 @@ from tests.server.conftest import train as in_clear
 
 NAMES = ["a", "b", "c", "d", "e"]
 SAMPLES = dict(zip(NAMES, (10, 20, 30, 40, 50), strict=True))
-SMALL = ("advertise", "share", "unmask")
+SMALL = ("advertise", "share", "confirm", "unmask")
 
 
 def delta(name):
@@ -140,9 +150,10 @@ def test_too_few_that_agree_are_one_line(secure):
         secure(silent)
 
 
+@pytest.mark.parametrize("operation", ["confirm", "unmask"])
 @pytest.mark.parametrize("gone", [["b"], ["b", "e"]])
-def test_sites_that_do_not_unmask_are_not_needed_while_enough_do(secure, gone):
-    weights, _ = secure({name: site(name, silent=["unmask"]) for name in gone})
+def test_sites_that_do_not_unmask_are_not_needed_while_enough_do(secure, operation, gone):
+    weights, _ = secure({name: site(name, silent=[operation]) for name in gone})
     assert_mean(weights, NAMES)
 
 
@@ -151,6 +162,32 @@ def test_fewer_shares_than_are_needed_unmask_nothing(secure):
     expected = "round 1 cannot be unmasked: 2 sites gave a share of what unmasks a, 3 are needed"
     with pytest.raises(RoundError, match=rf"{expected}.*b: no answer to a small task"):
         secure(silent)
+
+
+def test_a_site_that_does_not_confirm_is_named_where_shares_are_too_few(secure):
+    gone = {"b": site("b", failing=["confirm"]), "d": site("d", silent=["unmask"])}
+    expected = "2 sites gave a share of what unmasks a, 3 are needed: "
+    with pytest.raises(RoundError, match=rf"{expected}d: no answer.*e: no answer.*b: disk gone"):
+        secure({**gone, "e": site("e", silent=["unmask"])})
+
+
+def test_too_few_that_confirm_are_one_line(secure):
+    silent = {name: site(name, failing=["confirm"]) for name in "bde"}
+    expected = "2 sites confirmed whose updates are in the sum, 3 are needed: b: disk gone; d: disk"
+    with pytest.raises(RoundError, match=f"round 1 cannot be unmasked: {expected}"):
+        secure(silent)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["0" * 128, "é" * 128, "x", None, 7],
+    ids=["zeros", "no digits", "too short", "none", "a number"],
+)
+def test_a_signature_that_is_wrong_unmasks_nothing_and_costs_nothing(secure, fit, wrong):
+    weights, _ = secure({"b": site("b", change=replaced("confirm", signature=wrong))})
+    assert_mean(weights, NAMES)
+    asked = {r["client_id"]: r for r in fit.endpoints.requests if r["operation"] == "unmask"}
+    assert asked.keys() == {"a", "c", "d", "e"} == asked["a"]["signatures"].keys()
 
 
 def test_a_task_that_is_lost_is_sent_again(secure):
@@ -211,6 +248,41 @@ def replaced(operation, **parts):
 
 
 EVE = Private.draw()
+ANY = bytes(32)
+"""A site's identity: which one it has, no other site minds unless it lists its peers."""
+CLOSED = base64.b64encode(bytes(SEALED_BYTES)).decode()
+"""What looks like sealed shares, and opens for nobody."""
+
+
+def with_keys(choose):
+    """A site that chooses keys, knowing the sum's name, signs them, and goes on with them."""
+
+    def change(asked, answer):
+        if asked == "share":
+            return {"result": {"job": jobs[0], "shares": dict.fromkeys("acde", CLOSED)}}
+        if asked != "advertise":
+            return answer
+        session = answer["result"]["job"].removesuffix(".advertise.b")
+        jobs.append(f"{session}.share.b")
+        channel, pairwise, own = choose(session)
+        keys = {"channel": channel, "pairwise": pairwise, "own": own}
+        signature = sign(ANY, _signed(session, "b", *keys.values()))
+        bundle = Bundle(identity=identity_of(ANY), signature=signature, **keys)
+        return {"result": {**answer["result"], "bundle": bundle.model_dump()}}
+
+    jobs = []
+    return change
+
+
+def one_and_another(index, other):
+    """Two good keys, and one that is chosen."""
+    good = [public(EVE.channel), public(EVE.pairwise), public(EVE.own)]
+    return lambda session: [*good[:index], other(session), *good[index + 1 :]]
+
+
+def of_a(session):
+    run = session.rsplit(".", 2)[0]
+    return public(masking._Kept(run, "a", session).private().own)
 
 
 @pytest.mark.parametrize(
@@ -226,6 +298,30 @@ EVE = Private.draw()
         (replaced("share", shares={"a": "x"}), "not a share for every peer"),
         (replaced("share", shares=dict.fromkeys("acde", "x" * 9999)), "shares are none"),
         (replaced("share", shares=dict.fromkeys("acde", 7)), "shares are none"),
+        pytest.param(
+            with_keys(lambda _session: 3 * [public(EVE.own)]), "has a key twice", id="equal keys"
+        ),
+        *(
+            pytest.param(
+                with_keys(one_and_another(index, lambda _session: "00" * 32)),
+                "no proper key",
+                id=f"{name} of small order",
+            )
+            for index, name in enumerate(("channel", "pairwise", "own"))
+        ),
+        pytest.param(
+            with_keys(one_and_another(1, of_a)), "one that another has", id="another's key"
+        ),
+        *(
+            pytest.param(
+                replaced("share", shares=dict.fromkeys("acde", text)), "shares are none", id=name
+            )
+            for name, text in (
+                ("shares of one letter", "x"),
+                ("shares in no base64", "!" * 112),
+                ("shares that are too long", "A" * 112),
+            )
+        ),
     ],
 )
 def test_answers_are_not_believed(secure, change, expected):
@@ -253,8 +349,16 @@ def test_shares_that_are_wrong_are_found_where_others_are_to_spare(secure, own):
 def test_shares_that_are_wrong_spoil_no_model_where_none_is_to_spare(secure):
     lying = site("a", change=replaced("unmask", own=dict.fromkeys(NAMES, "1")))
     gone = {name: site(name, silent=["unmask"]) for name in "de"}
-    with pytest.raises(RoundError, match="do not fit: a site's are wrong"):
+    with pytest.raises(RoundError, match="do not fit its keys: those that it left are wrong"):
         secure({"a": lying, **gone})
+
+
+def test_who_left_shares_that_do_not_open_is_named(secure):
+    """The server sees no more of them than their length."""
+    lying = site("b", change=replaced("share", shares=dict.fromkeys("acde", CLOSED)))
+    expected = "1 sites gave a share of what unmasks b, 3 are needed: a: the shares that b left"
+    with pytest.raises(RoundError, match=expected):
+        secure({"b": lying})
 
 
 @pytest.mark.parametrize(
