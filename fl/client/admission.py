@@ -37,10 +37,13 @@ class Task:
 
     Args:
         request: What the server asked for: anything.
+
+    Attributes:
+        wanted: The request: once it is let in, as read where it is about data.
     """
 
     def __init__(self, request: Any) -> None:
-        self._request = request
+        self.wanted = request
         self._file = os.environ.get("FL_SITE_AUDIT")
         self._facts = {"task": uuid.uuid4().hex[:12], **_named(request)}
 
@@ -57,9 +60,10 @@ class Task:
         """
         try:
             policy = site_policy()
-            sources = _let_in(policy, self._request)
+            self.wanted = _understood(self.wanted)
+            sources = _let_in(policy, self.wanted)
             with site_code.shipped(sources):
-                code = _examine(policy, self._request) | _noted(sources)
+                code = _examine(policy, self.wanted) | _noted(sources)
         except Exception as error:
             self.refuse(error)
             raise
@@ -139,12 +143,17 @@ def admitted(request: Any) -> Iterator[Task]:
         raise
 
 
-def _let_in(policy: Policy, request: Any) -> dict[str, bytes]:
+def _understood(request: Any) -> Any:
+    """What is about data as its schema has it; the rest as it came, for its operation to read."""
+    schema = OPENS_DATA.get(request["operation"])
+    return request if schema is None else read(schema, request)
+
+
+def _let_in(policy: Policy, wanted: Any) -> dict[str, bytes]:
     """Source that the server ships, and that is not the site's own anyway."""
-    operation = request["operation"]
-    if operation not in OPENS_DATA:
+    if not isinstance(wanted, EvaluateRequest):
         return {}
-    shipped = site_code.foreign(read(OPENS_DATA[operation], request).sources)
+    shipped = site_code.foreign(wanted.sources)
     policy.require_source(shipped)
     return shipped
 
@@ -153,12 +162,10 @@ def _noted(sources: dict[str, bytes]) -> dict[str, Any]:
     return {"shipped": [_text(path) for path in sorted(sources)]} if sources else {}
 
 
-def _examine(policy: Policy, request: Any) -> dict[str, Any]:
+def _examine(policy: Policy, wanted: Any) -> dict[str, Any]:
     """Hold a request against every rule that needs no data; returns what code it will run."""
-    operation = request["operation"]
-    if operation not in OPENS_DATA:
+    if not isinstance(wanted, EvaluateRequest):
         return {}
-    wanted = read(OPENS_DATA[operation], request)
     model, loader = _model(wanted.model_configs), _loader(wanted.data_configs)
     policy.require_code("models", model)
     policy.require_code("loaders", loader)
@@ -167,11 +174,12 @@ def _examine(policy: Policy, request: Any) -> dict[str, Any]:
         policy.require_code("models", code)
     if isinstance(wanted, TrainRequest):
         policy.require_round(wanted.round)
-    if operation in ("train", "rehearse"):  # what the run would be refused, its rehearsal is
+    # What the run would be refused, its rehearsal is.
+    if isinstance(wanted, TrainRequest | RehearseRequest):
         policy.require_noise(wanted.train_configs)
         policy.require_sealing(sealed=wanted.sealing is not None)
         policy.require_masks(_threshold(wanted))
-    elif operation == "evaluate":
+    else:
         policy.require_metrics([*EVALUATION, *(["val_metric"] if "metric" in own else [])])
     ours = {name: _line(code) for name, code in own.items()}
     return {"model": _line(model), "loader": _line(loader), **ours}

@@ -77,7 +77,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     """
     try:
         with admitted(request) as task:
-            result = OPERATIONS[request["operation"]](request)
+            result = OPERATIONS[request["operation"]](task.wanted)
             task.ended(result)
         return {"result": result}
     except Exception as error:
@@ -85,11 +85,11 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         return {"error": _describe(error)}
 
 
-def train(request: dict[str, Any]) -> dict[str, Any]:
+def train(wanted: TrainRequest) -> dict[str, Any]:
     """One round's local training.
 
     Args:
-        request: A `TrainRequest`.
+        wanted: The request.
 
     Returns:
         `update` (a Ref), `num_samples`, `num_validation_samples` (where the model was evaluated
@@ -101,8 +101,7 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
         PolicyRefusal: A data set is too small for the site's policy.
         FederationError: The model, loader or transport failed.
     """
-    wanted, policy = read(TrainRequest, request), site_policy()
-    configs = wanted.train_configs
+    configs, policy = wanted.train_configs, site_policy()
     with jobs.Record(wanted.job) as record:
         phases = _Phases(record)
         received, controls = _fetch(wanted, phases)
@@ -192,11 +191,11 @@ def _trained(
     )
 
 
-def evaluate(request: dict[str, Any]) -> dict[str, Any]:
+def evaluate(wanted: EvaluateRequest) -> dict[str, Any]:
     """Evaluate a model on the client's validation set.
 
     Args:
-        request: An `EvaluateRequest`.
+        wanted: The request.
 
     Returns:
         `loss` and `accuracy` (means over samples), `metric` (the experiment's own, if any),
@@ -205,7 +204,6 @@ def evaluate(request: dict[str, Any]) -> dict[str, Any]:
     Raises:
         FederationError: The model, loader or transport failed, or there is no validation set.
     """
-    wanted = read(EvaluateRequest, request)
     with jobs.Record(wanted.job) as record:
         phases = _Phases(record)
         received, _ = _fetch(wanted, phases)
@@ -259,20 +257,19 @@ def check(request: dict[str, Any]) -> dict[str, Any]:
     return prove(wanted, lambda: _transport(wanted.proxystore_configs, wanted.upload))
 
 
-def rehearse(request: dict[str, Any]) -> dict[str, Any]:
+def rehearse(wanted: RehearseRequest) -> dict[str, Any]:
     """Prove from inside a worker that this site can do its part in a run; see `check`.
 
     Args:
-        request: A `RehearseRequest`.
+        wanted: The request.
 
     Returns:
         What was found: of the data, how many samples of what shape and which classes.
     """
-    wanted = read(RehearseRequest, request)
     return prove(wanted, lambda: _transport(wanted.proxystore_configs, wanted.upload))
 
 
-OPERATIONS = {
+OPERATIONS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "train": train,
     "evaluate": evaluate,
     "progress": progress,
