@@ -58,7 +58,7 @@ class FileTransport:
         path = self._path(ref)
         try:
             with path.open("rb", buffering=0) as file:
-                return receive(ref, _blocks(file))
+                return receive(ref, _blocks(file, ref.size))
         except FileNotFoundError as error:
             raise GoneError(f"{path}: the model is no longer there") from error
         except OSError as error:
@@ -97,9 +97,10 @@ def _write(file: BinaryIO, piece: Data) -> None:
         left = left[file.write(left) :]
 
 
-def _blocks(file: BinaryIO) -> Iterator[Data]:
+def _blocks(file: BinaryIO, expected: int) -> Iterator[Data]:
     """A file's bytes through one small buffer, which stays in the processor's cache."""
-    block = memoryview(bytearray(BLOCK_BYTES))
+    # No larger than need be: a megabyte of zeros takes longer than a small model.
+    block = memoryview(bytearray(min(BLOCK_BYTES, max(expected, 1))))
     while count := os.readv(file.fileno(), [block]):
         yield block[:count]
 

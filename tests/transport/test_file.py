@@ -34,6 +34,14 @@ def test_damage_is_noticed(transport, tmp_path, change):
         transport.get(ref)
 
 
+def test_a_file_that_should_be_empty_and_is_not_is_noticed(transport, tmp_path):
+    ref = transport.put()
+    assert bytes(transport.get(ref)) == b""
+    next((tmp_path / "models").iterdir()).write_bytes(b"m")
+    with pytest.raises(TransportError, match="more than its 0 bytes"):
+        transport.get(ref)
+
+
 def test_a_reference_leads_nowhere_else(transport, tmp_path):
     (tmp_path / "secret").write_bytes(b"secret")
     for name in ("../secret", str(tmp_path / "secret"), ""):
