@@ -11,6 +11,7 @@ SITE_MASKS = "tests/client/test_masking.py"
 SERVER_MASKS = "tests/server/test_masking.py"
 KNOWN = "tests/deploy/test_known_errors.py"
 ATTACKS = "tests/end_to_end/test_attacks.py"
+ADMISSION = "tests/client/test_admission.py"
 SECRECY = "tests/end_to_end/test_secrecy.py"
 LIE = "a_lying_sites_update_is_refused"
 OUTSIDE = "a_loader_outside_the_sites_code_is_not_run"
@@ -223,6 +224,11 @@ DEFENCES = [
             ),
         ),
         ((KNOWN, "a_relay_with_a_secret_that_has_expired"),),
+    ),
+    Defence(
+        "a file that changes between its check and its use",
+        (Change("fl/client/site_code.py", "seen = _seen.get({})", "seen = {}"),),
+        ((ADMISSION, "a_file_that_changes_between_its_check_and_its_use"),),
     ),
     Defence(
         "a stolen secret, with another function, a pickle, or source tagged as code",

@@ -131,16 +131,17 @@ def admitted(request: Any) -> Iterator[Task]:
             written.
     """
     task = Task(request)
-    sources = task.begin()
-    try:
-        with site_code.shipped(sources):
-            yield task
-    except PolicyRefusal as refusal:
-        task.refuse(refusal)
-        raise
-    except Exception as error:
-        task.note("failed", error=type(error).__name__, reason=_text(str(error)))
-        raise
+    with site_code.steady():
+        sources = task.begin()
+        try:
+            with site_code.shipped(sources):
+                yield task
+        except PolicyRefusal as refusal:
+            task.refuse(refusal)
+            raise
+        except Exception as error:
+            task.note("failed", error=type(error).__name__, reason=_text(str(error)))
+            raise
 
 
 def _understood(request: Any) -> Any:

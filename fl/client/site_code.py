@@ -30,6 +30,8 @@ FAULTS = (Exception, SystemExit)
 
 _shipped: ContextVar[Mapping[str, bytes]] = ContextVar("shipped", default=MappingProxyType({}))
 """Source that was let in for the task at hand, by the path that requests name it by."""
+_seen: ContextVar[dict[str, tuple[Path, bytes]]] = ContextVar("seen")
+"""The site's own files that the task at hand has read, by path."""
 
 
 def site_code_folder() -> Path:
@@ -40,7 +42,7 @@ def site_code_folder() -> Path:
 def load(path: str, name: str) -> Callable[..., Any]:
     """Import a function or class from the site's own code.
 
-    A file is loaded again when it has changed, so a warm worker never runs yesterday's code.
+    A file that has changed is loaded again by the next task: no worker runs yesterday's code.
 
     Args:
         path: The Python file, relative to `site_code`.
@@ -137,11 +139,29 @@ def shipped(sources: Mapping[str, bytes]) -> Iterator[None]:
         _shipped.reset(token)
 
 
+@contextmanager
+def steady() -> Iterator[None]:
+    """Read each file once inside `with`: what was let in is what runs, whatever is written."""
+    token = _seen.set({})
+    try:
+        yield
+    finally:
+        _seen.reset(token)
+
+
 def _read(path: str) -> tuple[Path, bytes]:
     """The file, and the bytes in it."""
-    file = _inside(path)
     if path in (sources := _shipped.get()):
-        return file, sources[path]
+        return _inside(path), sources[path]
+    seen = _seen.get({})  # outside of a task one that nobody has
+    if path not in seen:
+        seen[path] = _read_own(path)
+    return seen[path]
+
+
+def _read_own(path: str) -> tuple[Path, bytes]:
+    """The site's own file, as it is now."""
+    file = _inside(path)
     try:
         return file, file.read_bytes()
     except OSError as error:

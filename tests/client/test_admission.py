@@ -141,6 +141,18 @@ def test_a_file_that_was_changed_after_it_was_listed(site, owner):
     assert "loaders: data.py is not the file" in site.answer()["error"]["message"]
 
 
+def test_a_file_that_changes_between_its_check_and_its_use(site, owner, log):
+    """What was let in and noted is what runs; the next task has what is there by then."""
+    checked = sha256(site, "data.py")
+    owner(loaders=[LOADER | {"sha256": checked}])
+    overwrite = f"import pathlib\npathlib.Path({str(site.code / 'data.py')!r}).write_text('1')\n"
+    with (site.code / "model.py").open("a") as file:  # which is imported before the loader
+        file.write(overwrite)
+    assert site.result()["num_samples"] == 32
+    assert records(log)[0]["loader"]["sha256"] == checked != sha256(site, "data.py")
+    assert "loaders: data.py is not the file" in site.answer()["error"]["message"]
+
+
 @pytest.mark.parametrize("operation", ["train", "evaluate"])
 def test_a_set_that_is_too_small_is_not_used_and_its_size_not_told(site, owner, log, operation):
     owner(min_samples=20)
