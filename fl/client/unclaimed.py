@@ -8,6 +8,7 @@ site notes what it puts, and forgets in the end what is still there.
 from __future__ import annotations
 
 import json
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -20,8 +21,8 @@ from fl.transport import Ref, Store, TransportError, UnreachableError
 
 KEPT_SECONDS = 3 * 24 * 3600.0
 """How long an update waits for its run to be resumed: over a weekend."""
-LOOKED_AT = 32
-"""Notes that a task looks at, of all that there are: it adds one, so that none is left for long."""
+LOOKED_AT = 2
+"""Notes that a task looks at, of all that there are: it adds one, so that they become fewer."""
 
 
 def note(update: Ref) -> None:
@@ -43,9 +44,11 @@ def evict_unclaimed(store: Store) -> None:
     Args:
         store: Where this site's tasks put them.
     """
-    notes = list(site_state.path("updates").glob("*.json"))
+    folder = site_state.path("updates")
+    notes = _names(folder)
     # Not by `random`, which is seeded for training.
-    for file in SystemRandom().sample(notes, min(len(notes), LOOKED_AT)):
+    for name in SystemRandom().sample(notes, min(len(notes), LOOKED_AT)):
+        file = folder / name
         try:
             settled = _is_settled(file, store)
         except (UnreachableError, OSError):
@@ -55,6 +58,15 @@ def evict_unclaimed(store: Store) -> None:
         if settled:
             with suppress(OSError):  # the next task tries again
                 file.unlink()
+
+
+def _names(folder: Path) -> list[str]:
+    """All notes."""
+    try:
+        names = os.listdir(folder)  # noqa: PTH208  (a path for each of many takes longer)
+    except OSError:
+        return []  # nothing was put yet, or nothing can be noted here
+    return [name for name in names if name.endswith(".json")]
 
 
 def _is_settled(file: Path, store: Store) -> bool:

@@ -63,9 +63,9 @@ def test_a_thousand_clients_of_one_folder_do_not_look_through_all_each(store, st
         store.evict(put(store, state))
     unclaimed.evict_unclaimed(store)
     assert len(asked) == unclaimed.LOOKED_AT == 100 - len(notes(state))
-    for _ in range(3):
+    while left := notes(state):
         unclaimed.evict_unclaimed(store)
-    assert notes(state) == []
+        assert len(notes(state)) < len(left)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"put_at": 0, "update": {}}'])
