@@ -10,8 +10,9 @@ import json
 import os
 import socket
 import time
+from functools import cache
 from pathlib import Path
-from threading import Event, Thread
+from threading import Lock, Thread
 from types import TracebackType
 from typing import Any
 
@@ -45,14 +46,13 @@ class Record:
         self.phase = "start"
         self.step = 0
         self._file = None if job is None else _file(job)
-        self._ended = Event()
-        self._beat = Thread(target=self._renew, name="job record", daemon=True)
+        self._writing = Lock()
 
     def __enter__(self) -> Record:
         """Write the record, and begin to renew it."""
         if self._file is not None and self._write():
             _remove_forgotten(self._file.parent)
-            self._beat.start()
+            _renewed(self)
         return self
 
     def count(self, step: int) -> None:
@@ -66,14 +66,19 @@ class Record:
         trace: TracebackType | None,
     ) -> None:
         """Remove the record, however the task has ended."""
-        self._ended.set()
-        if self._file is not None and self._beat.ident is not None:
-            self._beat.join(BEAT_SECONDS)  # a file system that hangs must not hold the answer
+        if self._file is not None and self in _live:
+            _live.discard(self)
+            # For ever: a renewal would bring it back. A file system that hangs holds no answer.
+            self._writing.acquire(timeout=BEAT_SECONDS)
             _remove(self._file)
 
-    def _renew(self) -> None:
-        while not self._ended.wait(BEAT_SECONDS):
-            self._write()
+    def renew(self) -> None:
+        """Write the record anew, unless it was removed."""
+        if self._writing.acquire(blocking=False):
+            try:
+                self._write()
+            finally:
+                self._writing.release()
 
     def _write(self) -> bool:
         if self._file is None:
@@ -81,7 +86,7 @@ class Record:
         state = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "start_time": _start_time(os.getpid()),
+            "start_time": _own_start_time(os.getpid()),
             "phase": self.phase,
             "step": self.step,
             "updated": time.time(),
@@ -91,6 +96,28 @@ class Record:
         except SiteStateError:
             return False  # a task without a record is still worth doing
         return True
+
+
+_live: set[Record] = set()
+"""The records of the tasks of this process."""
+os.register_at_fork(after_in_child=_live.clear)  # those are its parent's
+_beat = Thread()
+
+
+def _renewed(record: Record) -> None:
+    """Have a record renewed, by one thread for all: most tasks end before a first beat."""
+    global _beat
+    _live.add(record)
+    if not _beat.is_alive():  # nor is it in a fork
+        _beat = Thread(target=_renew, name="job records", daemon=True)
+        _beat.start()
+
+
+def _renew() -> None:
+    while True:
+        time.sleep(BEAT_SECONDS)
+        for record in list(_live):
+            record.renew()
 
 
 def progress(job: str) -> dict[str, Any]:
@@ -146,6 +173,12 @@ def _start_time(pid: int) -> str | None:
     except OSError:
         return None
     return None if fields[0] in "ZX" else fields[19]
+
+
+@cache
+def _own_start_time(pid: int) -> str | None:
+    """The same of this process, by its number: a fork has another."""
+    return _start_time(pid)
 
 
 def _remove_forgotten(jobs: Path) -> None:

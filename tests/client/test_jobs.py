@@ -1,9 +1,11 @@
 import json
+import multiprocessing
 import os
 import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -17,6 +19,13 @@ UNKNOWN = {
     "age_seconds": None,
     "alive": False,
 }
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Records are renewed every 20 ms, by a thread that has not begun to wait for longer."""
+    monkeypatch.setattr(jobs, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(jobs, "_beat", threading.Thread())
 
 
 def write(site, **changes):
@@ -60,21 +69,75 @@ def _module(name):
     )
 
 
-def test_a_record_is_renewed_while_its_task_is_busy(site, monkeypatch):
-    monkeypatch.setattr(jobs, "BEAT_SECONDS", 0.02)
+def until_renewed(job, step):
+    deadline = time.monotonic() + 5
+    while jobs.progress(job)["step"] != step:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_record_is_renewed_while_its_task_is_busy(site, quick):
     with jobs.Record("j") as record:
         first = json.loads((site.state / "jobs" / "j.json").read_text())
         record.phase = "train"
         record.count(5)
-        deadline = time.monotonic() + 5
-        while jobs.progress("j")["step"] != 5:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until_renewed("j", 5)
         now = json.loads((site.state / "jobs" / "j.json").read_text())
         mode = (site.state / "jobs" / "j.json").stat().st_mode
     assert now["phase"] == "train"
     assert now["updated"] > first["updated"]
     assert stat.S_IMODE(mode) == 0o600
+
+
+def test_the_next_task_of_a_process_is_renewed_by_the_same_thread(site, quick):
+    threads = []
+    for step in (1, 2):
+        with jobs.Record("j") as record:
+            record.count(step)
+            until_renewed("j", step)
+            threads.append(jobs._beat)
+    assert threads[0] is threads[1]
+
+
+def test_a_record_that_was_removed_does_not_come_back(site):
+    with jobs.Record("j") as record:
+        pass
+    record.renew()
+    assert list((site.state / "jobs").iterdir()) == []
+
+
+def test_a_file_system_that_hangs_while_a_record_is_renewed_holds_no_answer(
+    site, quick, monkeypatch
+):
+    hangs, ends = threading.Event(), threading.Event()
+
+    def hang(*_args, **_options):
+        hangs.set()
+        ends.wait(30)
+
+    with jobs.Record("j"):
+        monkeypatch.setattr(jobs.site_state, "write", hang)
+        assert hangs.wait(5)
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    ends.set()
+
+
+def _forked(job, left_alone):
+    with jobs.Record(job) as record:
+        assert left_alone not in jobs._live
+        record.count(5)
+        until_renewed(job, 5)
+
+
+def test_a_fork_renews_its_own_record_and_not_its_parents(site, quick):
+    with jobs.Record("j") as record:
+        args = ("fork", record)
+        fork = multiprocessing.get_context("fork").Process(target=_forked, args=args)
+        fork.start()
+        fork.join(30)
+        assert fork.exitcode == 0
+        assert json.loads((site.state / "jobs" / "j.json").read_text())["pid"] == os.getpid()
 
 
 def test_a_record_is_renewed_at_most_once_a_second():
