@@ -7,6 +7,7 @@ the same file, seed or weights, and a digest says whether they did.
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from fl.errors import FederationError
@@ -26,11 +27,8 @@ def frozen(model: nn.Module) -> Tensors:
     Returns:
         Those with `requires_grad=False`, by their names in `state_dict`; the model's own memory.
     """
-    return {
-        name: tensor.detach()
-        for name, tensor in model.state_dict(keep_vars=True).items()
-        if isinstance(tensor, nn.Parameter) and not tensor.requires_grad
-    }
+    whole = model.state_dict(keep_vars=True)
+    return {name: tensor.detach() for name, tensor in whole.items() if _is_frozen(tensor)}
 
 
 def travelling(model: nn.Module) -> Tensors:
@@ -42,8 +40,12 @@ def travelling(model: nn.Module) -> Tensors:
     Returns:
         Trained parameters and buffers, by name; the model's own memory.
     """
-    base = frozen(model)
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in base}
+    whole = model.state_dict(keep_vars=True)
+    return {name: tensor.detach() for name, tensor in whole.items() if not _is_frozen(tensor)}
+
+
+def _is_frozen(tensor: torch.Tensor) -> bool:
+    return isinstance(tensor, nn.Parameter) and not tensor.requires_grad
 
 
 def base_digest(base: Tensors) -> str | None:

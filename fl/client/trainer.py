@@ -411,7 +411,8 @@ def _warm_optimizer(model: nn.Module, configs: TrainConfigs) -> torch.optim.Opti
         configs.optim_args,
     )
     optimizer, start = _optimizer.get(key, lambda: _build_optimizer(trainable, configs))
-    optimizer.load_state_dict(copy.deepcopy(start))
+    # Settings torch copies itself; tensors of a state it takes as they are.
+    optimizer.load_state_dict(copy.deepcopy(start) if start["state"] else start)
     return optimizer
 
 
