@@ -62,8 +62,9 @@ def write(file: Path, data: bytes, *, durable: bool) -> None:
         try:
             _write(temporary, data, durable)
             temporary.replace(file)
-        finally:
+        except BaseException:
             temporary.unlink(missing_ok=True)
+            raise
         if durable:
             _sync(file.parent)
     except OSError as error:
