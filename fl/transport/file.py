@@ -43,9 +43,8 @@ class FileTransport:
         name = uuid.uuid4().hex
         partial = self._folder / f"{name}.part"
         try:
-            with partial.open("wb", buffering=0) as file:
-                for piece in pieces:
-                    _write(file, piece)
+            with partial.open("wb") as file:
+                file.writelines(pieces)  # small ones together, large ones without a copy
             partial.rename(self._folder / name)
         except OSError as error:
             with suppress(OSError):  # what kept it from being written may keep it from this, too
@@ -88,13 +87,6 @@ class FileTransport:
         if ref.transport != self.name or not NAME.fullmatch(name):
             raise wrong_way(ref, self.name)
         return self._folder / name
-
-
-def _write(file: BinaryIO, piece: Data) -> None:
-    """Write all of a piece: the system takes 2 GB at a time at most."""
-    left = memoryview(piece)
-    while left:
-        left = left[file.write(left) :]
 
 
 def _blocks(file: BinaryIO, expected: int) -> Iterator[Data]:
