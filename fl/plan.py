@@ -17,7 +17,7 @@ from fl.config_files import Files
 from fl.run import prepare_environment
 from fl.sealing import ServerKeys
 from fl.server.aggregators import SecureFedAvg
-from fl.server.requests import train_request
+from fl.server.requests import train_request, training
 from fl.server.sources import digests
 from fl.tensors import digest, encode, largest_encoding
 from fl.transport import WAYS, Ref
@@ -135,8 +135,7 @@ def _shipments(federation: Federation, model: Ref, base: str | None) -> list[Shi
     sealing = ServerKeys(ServerKeys.draw()).for_sites() if sealed else None
     for client in federation.clients:
         request = train_request(
-            federation,
-            client,
+            training(federation, client),
             model,
             turn=1,
             job="0" * 64,

@@ -28,7 +28,7 @@ from fl.server.events import ClientFailed, Listener, RoundStarted, Warned
 from fl.server.masking import Masking
 from fl.server.norms import require_norm
 from fl.server.objects import Objects
-from fl.server.requests import train_request
+from fl.server.requests import train_request, training
 from fl.server.round import Round
 from fl.server.schedulers import Answer, Assignment, Scheduler, View
 from fl.server.sites import Arrival, Sites, State, Task
@@ -115,11 +115,13 @@ class Server:
             federation.clients, parts.endpoints, parts.clock, parts.listen, self._patience
         )
         self._names = [client.client_id for client in federation.clients]
+        self._training = {c.client_id: training(federation, c) for c in federation.clients}
         self._memory = {name: SiteMemory() for name in self._names}
         self._saved: dict[str, int | None] = {}
         self._objects = Objects(parts.transport, parts.clock, parts.listen, self._patience)
         self._waiting: list[Answer] = []
         self._retries: dict[tuple[str, int], _Retry] = {}
+        self._update_bytes = 0  # that one takes at most, once the model is known
         self._stopping = False
 
     def stop(self) -> None:
@@ -155,6 +157,7 @@ class Server:
         start.weights.clear()
         start.aggregator.clear()
         this = Round(snapshot, self._clock, self._reload)
+        self._update_bytes = largest_encoding(self._expected(this))
         try:
             while snapshot.version < self._rounds and not self._stopping:
                 self._gather(this)
@@ -257,10 +260,9 @@ class Server:
         name = assignment.client_id
         turn = self._sites.turn(name, this.version)
         job = self._job(name, turn)
-        most = _most_bytes(max(model.size, largest_encoding(self._expected(this))))
+        most = _most_bytes(max(model.size, self._update_bytes))
         request = train_request(
-            self._federation,
-            self._sites[name].client,
+            self._training[name],
             model,
             turn=turn,
             job=job,
@@ -333,7 +335,7 @@ class Server:
         if this.folded:  # there is a sum already
             this.let_go()
         layout, ref = self._expected(this), answer.update
-        if ref.size > (most := _most_bytes(largest_encoding(layout))):
+        if ref.size > (most := _most_bytes(self._update_bytes)):
             raise TransportError(f"its update claims {ref.size} bytes, {most} are the most")
         if self._objects.is_model(ref):
             raise TransportError("its update is the model that it was sent")

@@ -9,9 +9,28 @@ from fl.server.sources import sources
 from fl.transport import Ref
 
 
+def training(federation: Federation, client: Client) -> dict[str, Any]:
+    """What all requests for a client's local training have in common, in a whole run.
+
+    Args:
+        federation: The configuration.
+        client: Who shall train.
+
+    Returns:
+        JSON types only.
+    """
+    compressor = federation.client_configs.comm_configs.compressor_configs
+    return {
+        "operation": "train",
+        "client_id": client.client_id,
+        **_experiment(federation, client),
+        "compressor_configs": compressor.model_dump(mode="json"),
+        "proxystore_configs": client.comm_configs.proxystore_configs.model_dump(mode="json"),
+    }
+
+
 def train_request(
-    federation: Federation,
-    client: Client,
+    common: dict[str, Any],
     model: Ref,
     *,
     turn: int,
@@ -31,8 +50,7 @@ def train_request(
     """A request for local training.
 
     Args:
-        federation: The configuration.
-        client: Who shall train.
+        common: What `training` says of the client.
         model: Where the global model is.
         turn: Which of the client's trainings this is, from 1: its draws follow from it.
         job: The server's name for the task.
@@ -51,15 +69,14 @@ def train_request(
     Returns:
         JSON types only.
     """
-    experiment = _experiment(federation, client)
-    experiment["train_configs"]["do_pre_validation"] |= evaluate
-    compressor = federation.client_configs.comm_configs.compressor_configs
+    configs = common["train_configs"]
+    validates = configs["do_pre_validation"] or evaluate
     return {
-        "operation": "train",
+        **common,
+        "train_configs": {**configs, "do_pre_validation": validates},
         "round": turn,
         "job": job,
         "run_id": run_id,
-        "client_id": client.client_id,
         "model": model.to_json(),
         "base": base,
         "update": update,
@@ -67,9 +84,6 @@ def train_request(
         "learning_rate_scale": learning_rate_scale,
         "control_version": control_version,
         "control_saved": control_saved,
-        **experiment,
-        "compressor_configs": compressor.model_dump(mode="json"),
-        "proxystore_configs": client.comm_configs.proxystore_configs.model_dump(mode="json"),
         "upload": upload,
         "sealing": sealing,
         "masking": masking,

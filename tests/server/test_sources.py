@@ -3,7 +3,7 @@
 import pytest
 
 from fl.config import ConfigError
-from fl.server.requests import evaluate_request, rehearse_request, train_request
+from fl.server.requests import evaluate_request, rehearse_request, train_request, training
 from fl.server.sources import sources
 from fl.transport.base import Ref
 
@@ -24,7 +24,7 @@ def test_every_task_that_runs_code_brings_it(folder, federation):
     asked = federation(["a"], shared=OWN, ship_source=True)
     (client,) = asked.clients
     expected = {name: f"# {name}\r\n" for name in ("m.py", "d.py", "own/metric.py")}
-    train = train_request(asked, client, MODEL, turn=1, job="j", run_id="r")
+    train = train_request(training(asked, client), MODEL, turn=1, job="j", run_id="r")
     (folder / "d.py").write_text("# of the second round\n")
     for request in (
         train,
@@ -36,7 +36,7 @@ def test_every_task_that_runs_code_brings_it(folder, federation):
 
 def test_unless_asked_no_source_is_sent(folder, federation):
     asked = federation(["a"])
-    request = train_request(asked, asked.clients[0], MODEL, turn=1, job="j", run_id="r")
+    request = train_request(training(asked, asked.clients[0]), MODEL, turn=1, job="j", run_id="r")
     assert "sources" not in request
 
 
