@@ -3,8 +3,8 @@
     python -m benchmarks.small_rounds [clients]
 
 Claim: with eight clients that do not train, on this machine's cores, a warm round takes less than
-20 ms, checkpoint included. Beside it the limit: as many calls that do nothing, through the same
-kind of pool.
+20 ms, checkpoint included. Beside it the limit: as many calls that do nothing, through a bare
+pool of processes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """fl-run over processes on this machine: the loop, the task and the files, without a service."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -230,3 +231,42 @@ def test_models_too_large_for_a_task_go_through_a_folder(files, tmp_path):
     (run,) = (tmp_path / "runs").iterdir()
     assert (run / "model.safetensors").stat().st_size > LIMIT_BYTES
     assert list((tmp_path / "models").iterdir()) == []
+
+
+BAD_LOADERS = """
+import os
+import signal
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def stopped():
+    raise KeyboardInterrupt("no data today")
+"""
+
+
+def test_a_site_that_kills_its_worker_takes_no_other_sites_task_with_it(files, tmp_path):
+    def change(server, clients):
+        server["server_configs"] |= {
+            "num_clients": 4,
+            "min_clients": 2,
+            "num_global_epochs": 1,
+        }
+        clients["clients"] += [
+            {
+                "endpoint_id": "local",
+                "client_id": name,
+                "data_configs": {"dataset_path": "bad.py", "dataset_name": name},
+            }
+            for name in ("killed", "stopped")
+        ]
+
+    code = shutil.copytree(EXAMPLES / "digits", tmp_path / "code" / "digits").parent
+    (code / "bad.py").write_text(BAD_LOADERS)
+    done = fl_run(files(change), code)
+    assert done.returncode == 0, done.stderr
+    (metrics,) = tmp_path.glob("runs/*/metrics.jsonl")
+    assert [len(json.loads(line)["updates"]) for line in metrics.read_text().splitlines()] == [2]
+    assert "killed is lost (the local process failed: one was killed" in done.stdout
+    assert "stopped is lost (the local process failed (KeyboardInterrupt: no data" in done.stdout
+    assert "site-0 is lost" not in done.stdout and "site-1 is lost" not in done.stdout
