@@ -37,7 +37,7 @@ from fl.server.aggregators import Contribution, open_aggregator
 from fl.server.checkpoint import Snapshot, read_model, save
 from fl.server.clock import RealClock
 from fl.server.schedulers import open_scheduler
-from fl.tensors import Tensors, decode, pieces, require_same_layout
+from fl.tensors import Tensors, decode, norm, pieces, require_layout
 from fl.transport import Ref
 from fl.transport.file import FileTransport
 
@@ -81,7 +81,8 @@ def step(weights: Tensors, updates: int, folder: Path, parts: Parts) -> None:
         with parts("decode"):
             update = decode(data)
         with parts("check"):
-            require_same_layout(weights, update)
+            require_layout(weights, update)
+            norm(update)
         with parts("first sum" if index == 0 else "sum"):
             aggregator.add(update, contribution)
         del data, update

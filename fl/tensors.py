@@ -276,6 +276,20 @@ def require_same_layout(expected: Mapping[str, torch.Tensor], given: Tensors) ->
     Raises:
         TensorsError: A name, shape or dtype differs, or a value is not finite.
     """
+    require_layout(expected, given)
+    require_finite(given)
+
+
+def require_layout(expected: Mapping[str, torch.Tensor], given: Tensors) -> None:
+    """The same, whatever the values.
+
+    Args:
+        expected: The model's tensors.
+        given: Tensors from elsewhere.
+
+    Raises:
+        TensorsError: A name, shape or dtype differs.
+    """
     if names := sorted(expected.keys() ^ given.keys()):
         raise TensorsError(f"tensors missing or unknown: {', '.join(names[:3])}")
     for name, tensor in expected.items():
@@ -285,7 +299,19 @@ def require_same_layout(expected: Mapping[str, torch.Tensor], given: Tensors) ->
                 f"{name} is {other.dtype} {list(other.shape)}, "
                 f"the model's is {tensor.dtype} {list(tensor.shape)}"
             )
-        if not _finite(other):
+
+
+def require_finite(tensors: Tensors) -> None:
+    """Refuse values that are no finite numbers.
+
+    Args:
+        tensors: Named tensors.
+
+    Raises:
+        TensorsError: One holds such a value.
+    """
+    for name, tensor in tensors.items():
+        if not _finite(tensor):
             raise TensorsError(f"{name} holds NaN or infinity")
 
 

@@ -32,7 +32,16 @@ from fl.server.requests import train_request, training
 from fl.server.round import Round
 from fl.server.schedulers import Answer, Assignment, Scheduler, View
 from fl.server.sites import Arrival, Sites, State, Task
-from fl.tensors import Data, Tensors, decode, largest_encoding, norm, pieces, require_same_layout
+from fl.tensors import (
+    Data,
+    Tensors,
+    decode,
+    largest_encoding,
+    norm,
+    pieces,
+    require_finite,
+    require_layout,
+)
 from fl.transport import GoneError, Ref, Transport, TransportError, UnreachableError
 
 Evaluator = Callable[[Tensors], Evaluation]
@@ -341,7 +350,7 @@ class Server:
             raise TransportError("its update is the model that it was sent")
         compressor = self._federation.client_configs.comm_configs.compressor_configs
         update = decompress(decode(self._opened(this, answer)), layout, compressor)
-        require_same_layout(layout, update)
+        require_layout(layout, update)
         return update
 
     def _opened(self, this: Round, answer: Answer) -> Data:
@@ -361,11 +370,14 @@ class Server:
         return max(left, LEAST_FETCH_SECONDS + ref.size / LEAST_BYTES_PER_SECOND)
 
     def _require_norm(self, this: Round, update: Tensors) -> float | None:
-        """Refuse an update that is too large; its norm, where any is asked for."""
+        """Refuse an update that is no number, or too large; its norm, where any is asked for."""
         factor = self._federation.server_configs.norm_bound
         if factor is None or self._aggregator.clips:
+            require_finite(update)
             return None
         found = norm(update)
+        if not math.isfinite(found):  # or what is large alone, which is looked at next
+            require_finite(update)
         last = [memory.norm for memory in self._memory.values() if memory.norm is not None]
         require_norm(found, factor, this.model_norm, last)
         return found
