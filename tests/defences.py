@@ -296,7 +296,7 @@ DEFENCES = [
     ),
     Defence(
         "NaN, infinity",
-        (Change("fl/tensors.py", "if not _finite(other):", "if False:"),),
+        (Change("fl/tensors.py", "if not _finite(tensor):", "if False:"),),
         (
             (ATTACKS, f"{LIE}_by_the_servers_own_loop[NaN]"),
             (ATTACKS, f"{LIE}_by_the_servers_own_loop[infinity]"),
@@ -429,5 +429,120 @@ DEFENCES = [
             (SERVER_MASKS, "answers_are_not_believed[shares that are too long]"),
         ),
         "server of a secure sum",
+    ),
+    Defence(
+        "a site's reference that is not ASCII",
+        (
+            Change(
+                "fl/transport/inline.py",
+                "except ValueError as error:  # also of what is not ASCII",
+                "except ZeroDivisionError as error:",
+            ),
+        ),
+        (("tests/transport/test_inline.py", "foreign_and_damaged_references_are_refused"),),
+        "a site's word",
+    ),
+    Defence(
+        "a terabyte that a site claims, at an eviction",
+        (Change("fl/transport/proxystore.py", "if time.monotonic() >= until:", "if False:"),),
+        (("tests/transport/test_bounds.py", "a_claim_does_not_keep_the_server_at_evicting"),),
+        "a site's word",
+    ),
+    Defence(
+        "a hundred thousand metrics of a site",
+        (
+            Change(
+                "fl/server/answers.py",
+                "return dict(islice(numbers, MOST_NUMBERS))",
+                "return dict(numbers)",
+            ),
+        ),
+        (("tests/server/test_distrust.py", "of_a_sites_metrics_some_are_kept"),),
+        "a site's word",
+    ),
+    Defence(
+        "what a site says of its versions",
+        (Change("fl/endpoints/globus.py", "def _log_version_mismatch(", "def _nobody_asks("),),
+        (("tests/endpoints/test_globus.py", "what_a_site_says_of_itself_ends_nobodys_results"),),
+        "a site's word",
+    ),
+    Defence(
+        "an upload that a site makes up for a check",
+        (
+            Change(
+                "fl/check.py",
+                'if ref.size != ours.size or ("object" in ref.key and ref.names(ours)):',
+                "if False:",
+            ),
+        ),
+        (("tests/test_check.py", "what_a_site_names_as_its_upload_is_not_believed"),),
+        "a site's word",
+    ),
+    Defence(
+        "complex numbers that no norm counts",
+        (
+            Change(
+                "fl/tensors.py",
+                "(torch.view_as_real(t) if t.is_complex() else t for t in tensors.values())",
+                "(t for t in tensors.values())",
+            ),
+        ),
+        (("tests/server/test_norms.py", "the_norm_is_euclids_over_all_floating_point_tensors"),),
+        "a site's word",
+    ),
+    Defence(
+        "a link that is slow, and taken for a silent one",
+        (Change("fl/transport/parts.py", "SEND_BYTES = 256 << 10", "SEND_BYTES = 256 << 20"),),
+        (("tests/transport/test_parts.py", "a_slow_uplink_is_no_silent_one"),),
+        "a site's word",
+    ),
+    Defence(
+        "a server that asks for the loss of one person",
+        (
+            Change(
+                "fl/client/check.py",
+                "max(configs.val_batch_size, policy.min_samples)",
+                "configs.val_batch_size",
+            ),
+        ),
+        (("tests/client/test_check.py", "a_rehearsal_tells_no_loss_of_fewer_than_the_owner"),),
+        "privacy",
+    ),
+    Defence(
+        "a clipping norm that float32 does not know",
+        (Change("fl/config.py", "Field(ge=1e-6, le=1e6)", "Field(gt=0)"),),
+        (("tests/test_config.py", "no_norm_is_so_small_that_float32_knows_none"),),
+        "privacy",
+    ),
+    Defence(
+        "noise that float32 does not know",
+        (Change("fl/client/dp_sgd.py", "if deviation < LEAST_DEVIATION:", "if False:"),),
+        (("tests/client/test_dp_sgd.py", "noise_that_float32_would_not_hold_is_refused"),),
+        "privacy",
+    ),
+    Defence(
+        "a loss by which a sample weighs all others, under DP-SGD",
+        (
+            Change(
+                "fl/client/trainer.py",
+                "        if self._configs.dp_sgd is None:\n    "
+                "        return loss(outputs, labels)\n",
+                "        return loss(outputs, labels)\n",
+            ),
+        ),
+        (("tests/client/test_dp_sgd.py", "a_sample_changes_no_other_ones_gradient"),),
+        "privacy",
+    ),
+    Defence(
+        "slices that are clipped in place of persons",
+        (Change("fl/client/dp_sgd.py", "len(found) != samples", "False"),),
+        (("tests/client/test_dp_sgd.py", "a_model_that_makes_more_samples_of_one_is_refused"),),
+        "privacy",
+    ),
+    Defence(
+        "two workers that pay for privacy at once",
+        (Change("fl/client/spending.py", "fcntl.flock(lock, fcntl.LOCK_EX)", "pass"),),
+        (("tests/client/test_spending.py", "two_workers_that_pay_at_once_have_both_paid"),),
+        "privacy",
     ),
 ]
