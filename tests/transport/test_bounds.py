@@ -10,6 +10,7 @@ import pytest
 from fl.tensors import digest
 from fl.transport import proxystore
 from fl.transport.base import Ref, TransportError, UnreachableError
+from fl.transport.parts import PART_BYTES
 from fl.transport.proxystore import ProxystoreTransport, connect
 
 MODEL = b"m" * 100_000
@@ -123,10 +124,10 @@ def test_one_that_falls_silent_in_the_middle_is_not_waited_for(transport):
 
 @pytest.mark.parametrize("kind", ["silent"])
 def test_a_claim_does_not_keep_the_server_at_evicting(transport, monkeypatch):
-    """Of a terabyte, which a site says it has put, are 65,536 parts."""
+    """Of a terabyte, which a site says it has put, are 65,536 parts; some show what they take."""
     monkeypatch.setattr(proxystore, "EVICT_SECONDS", 0.5)
     monkeypatch.setattr(proxystore, "LONGEST_EVICT_SECONDS", 0.5)
-    claimed = Ref("proxystore", ref().key, 2**40, "")
+    claimed = Ref("proxystore", ref().key, 100 * PART_BYTES, "")
     began = time.monotonic()
     transport.evict(claimed)
     assert time.monotonic() - began < 10
