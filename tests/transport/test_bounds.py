@@ -26,6 +26,7 @@ class Liar(BaseHTTPRequestHandler):
     def do_POST(self):
         self.server.asked += 1
         self.server.over.wait(60)
+        self.close_connection = True
 
     def do_GET(self):
         self.server.asked += 1
