@@ -439,7 +439,7 @@ DEFENCES = [
                 "except ZeroDivisionError as error:",
             ),
         ),
-        (("tests/transport/test_inline.py", "foreign_and_damaged_references_are_refused"),),
+        (("tests/transport/test_inline.py", "foreign_and_damaged_references_are_refused[ref2]"),),
         "a site's word",
     ),
     Defence(
@@ -511,7 +511,10 @@ DEFENCES = [
     Defence(
         "a clipping norm that float32 does not know",
         (Change("fl/config.py", "Field(ge=1e-6, le=1e6)", "Field(gt=0)"),),
-        (("tests/test_config.py", "no_norm_is_so_small_that_float32_knows_none"),),
+        (
+            ("tests/test_config.py", "no_norm_is_so_small_that_float32_knows_none[1e-35-dp_sgd]"),
+            ("tests/test_config.py", "no_norm_is_so_small_that_float32_knows_none[1e-35-local_dp]"),
+        ),
         "privacy",
     ),
     Defence(

@@ -241,12 +241,12 @@ def test_a_sample_changes_no_other_ones_gradient():
 
     def stepped(counts):
         model = copy.deepcopy(start)
-        settings = configs(SILENT | {"max_grad_norm": 0.01}, train_batch_size=9)
+        settings = configs(SILENT | {"max_grad_norm": 0.5}, train_batch_size=9)
         trainer.train(model, samples(counts), settings, seed=0, steps=1)
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     without, with_one = stepped([few] * 8), stepped([few] * 8 + [many])
-    assert (with_one - without).norm() <= 0.01 / 9 * 1.001
+    assert (with_one - without).norm() <= 0.5 / 9 * 1.001
 
 
 def test_a_model_that_makes_more_samples_of_one_is_refused():
