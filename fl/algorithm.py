@@ -113,11 +113,7 @@ def require_robust(configs: ServerConfigs, aggregator: Holding, file: Path) -> N
     Raises:
         ConfigError: Nobody would be outvoted.
     """
-    if configs.scheduler != "SyncScheduler":
-        raise ConfigError(
-            f"{file}: server_configs.scheduler: {configs.scheduler} does not go with "
-            f"{configs.aggregator}, which compares a round's updates: take SyncScheduler"
-        )
+    _require_rounds(configs, "it compares the updates of one round", file)
     needed = configs.min_clients or configs.num_clients
     if needed < aggregator.least:
         raise ConfigError(
@@ -139,11 +135,7 @@ def require_secure(federation: Federation, aggregator: SecureFedAvg, file: Path)
         ConfigError: Something else asks for single updates, or a round may have too few.
     """
     configs = federation.server_configs
-    if configs.scheduler != "SyncScheduler":
-        raise ConfigError(
-            f"{file}: server_configs.scheduler: {configs.scheduler} does not go with "
-            f"{configs.aggregator}: a sum is of the sites of one round, as SyncScheduler has them"
-        )
+    _require_rounds(configs, "a sum is of the sites of one round", file)
     if federation.client_configs.comm_configs.compressor_configs.enable_compression:
         raise ConfigError(
             f"{file}: client_configs.comm_configs.compressor_configs.enable_compression does not "
@@ -154,6 +146,14 @@ def require_secure(federation: Federation, aggregator: SecureFedAvg, file: Path)
         raise ConfigError(
             f"{file}: server_configs.min_clients is {needed}, but it takes {aggregator.threshold} "
             f"sites to unmask a sum (aggregator_kwargs.threshold)"
+        )
+
+
+def _require_rounds(configs: ServerConfigs, why: str, file: Path) -> None:
+    if configs.scheduler != "SyncScheduler":
+        raise ConfigError(
+            f"{file}: server_configs.scheduler: {configs.scheduler} does not go with "
+            f"{configs.aggregator}: {why}, as SyncScheduler has them"
         )
 
 

@@ -66,7 +66,10 @@ def test_an_evaluation_is_of_the_weights_it_is_given_and_neither_changes_nor_kee
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"aggregator": "MedianAggregator", "scheduler": "AsyncScheduler"}, "take SyncScheduler"),
+        (
+            {"aggregator": "MedianAggregator", "scheduler": "AsyncScheduler"},
+            "it compares the updates of one round, as SyncScheduler has them",
+        ),
         (
             {"aggregator": "TrimmedMeanAggregator", "num_clients": 9},
             "none of fewer than 10 updates",
