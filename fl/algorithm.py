@@ -12,7 +12,13 @@ from fl.client import data, devices, frozen, local_dp, trainer
 from fl.client.spending import PrivacyError
 from fl.config import ConfigError, Federation, ServerConfigs, TrainConfigs
 from fl.errors import FederationError
-from fl.server.aggregators import Aggregator, Holding, SecureFedAvg, open_aggregator
+from fl.server.aggregators import (
+    Aggregator,
+    DPFedAvg,
+    Holding,
+    SecureFedAvg,
+    open_aggregator,
+)
 from fl.server.federation import Evaluator
 from fl.server.schedulers import Scheduler, open_scheduler
 from fl.server.sources import sources
@@ -73,11 +79,12 @@ def open_steps(
             clients' trainer or the format of updates.
     """
     configs, weights = federation.server_configs, frozen.travelling(model)
+    buffers = _buffers(model)
     aggregator = open_aggregator(
         configs.aggregator,
         configs.aggregator_kwargs,
         [client.client_id for client in federation.clients],
-        buffers=[name for name, _ in model.named_buffers() if name in weights],
+        buffers=buffers & weights.keys(),
         file=file,
     )
     controls = bool(aggregator.extra(weights))
@@ -97,6 +104,8 @@ def open_steps(
         )
     if isinstance(aggregator, SecureFedAvg):
         require_secure(federation, aggregator, file)
+    if isinstance(aggregator, DPFedAvg):
+        _require_rounds(configs, "a client is in a step once", file)
     if isinstance(aggregator, Holding):
         require_robust(configs, aggregator, file)
     return aggregator, open_scheduler(configs, aggregator.updates_per_step, file=file)
@@ -203,6 +212,11 @@ def held_out(federation: Federation) -> tuple[Dataset[Any], TrainConfigs] | None
             f"{configs.data_configs.dataset_path}: server_validation needs a second data set, "
             "the loader returned None"
         )
+    if data.count(found) == 0:
+        raise FederationError(
+            f"{configs.data_configs.dataset_path}: server_validation needs samples, the second "
+            "data set has none"
+        )
     return found, TrainConfigs(
         loss_fn=shared.loss_fn,
         loss_fn_path=shared.loss_fn_path,
@@ -219,7 +233,7 @@ def _evaluator(federation: Federation, model: nn.Module) -> Evaluator | None:
     if found is None:
         return None
     dataset, settings = found
-    buffers = {name for name, _ in model.named_buffers()}
+    buffers = _buffers(model)
 
     def evaluate(weights: Tensors) -> trainer.Evaluation:
         # A forward pass may count in a buffer, and the model that is trained is not to be changed.
@@ -231,6 +245,11 @@ def _evaluator(federation: Federation, model: nn.Module) -> Evaluator | None:
             _empty(model, weights)
 
     return evaluate
+
+
+def _buffers(model: nn.Module) -> set[str]:
+    """By every name that a state has them under: a module may have two."""
+    return {name for name, _ in model.named_buffers(remove_duplicate=False)}
 
 
 def _empty(model: nn.Module, weights: Tensors) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from types import TracebackType
 from typing import Self
 
@@ -25,6 +26,8 @@ from fl.server.events import (
 
 STYLES = {"failed": "bold red", "lost": "bold red", "suspended": "bold red", "late": "yellow"}
 """How a site's state is shown that somebody may have to do something about."""
+SHOWN = 10
+"""Rounds that a terminal shows, the last ones."""
 
 
 class Progress:
@@ -40,7 +43,7 @@ class Progress:
         self._rounds = rounds
         self._console = console
         self._states = dict.fromkeys(clients, "")
-        self._history: list[RoundEnded] = []
+        self._history: deque[RoundEnded] = deque(maxlen=SHOWN)
         self._round = 0
         self._live = Live(self.screen(), console=console) if console.is_terminal else None
 
@@ -102,12 +105,11 @@ class Progress:
         return Group(self._table(), Text(f"\n{begun}", "bold"), sites)
 
     def _table(self) -> Table:
-        shown = self._history[-10:]
-        own = list(dict.fromkeys(name for ended in shown for name in ended.aggregator))
+        own = list(dict.fromkeys(name for ended in self._history for name in ended.aggregator))
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("round", "accuracy", "loss", "updates", "down", "up", "seconds", *own):
             table.add_column(column, justify="right")
-        for ended in shown:
+        for ended in self._history:
             table.add_row(
                 str(ended.round),
                 _number(ended.accuracy),

@@ -28,12 +28,12 @@ from fl.server.checkpoint import Snapshot
 from fl.server.clock import Clock, RealClock
 from fl.server.evaluation import at_sites
 from fl.server.events import Event, Listener, RoundEnded, SitesEvaluated, Warned
-from fl.server.federation import Parts, Server
+from fl.server.federation import REJECTIONS, Parts, Server
 from fl.server.sites import Task, require_clients
 from fl.server.stopping import stalled
 from fl.tensors import Tensors
 from fl.trackers import Trackers
-from fl.transport import Transport, open_server_transport
+from fl.transport import Transport, TransportError, open_server_transport
 
 
 @dataclass(frozen=True)
@@ -198,23 +198,19 @@ def _fit(
             last[:] = [event]
             losses.append(event.loss)
             if over():
-                server.stop()
+                server.stop(final=True)
 
     parts = _parts(federation, algorithm, ways, record, listen)
     server = Server(federation, parts, record.run_id)
     if over():  # an earlier process found so
-        server.stop()
+        server.stop(final=True)
     recovered, left = _recover(record.outstanding(start), ways), record.left()
-    with (
-        progress,
-        closing(trackers),
-        _interruptible(server.stop, record.folder),
-        _resumable(federation, record, console),
-    ):
+    with progress, closing(trackers), _resumable(federation, record, console):
         trackers.begin(record.folder)
-        end = server.fit(start, recovered, left)
-        final = end.version >= rounds or over()
-        model = record.save(end.weights) if final else None  # whatever happens at the sites then
+        with _interruptible(server.stop, record.folder):
+            end = server.fit(start, recovered, left)
+            final = end.version >= rounds or over()
+            model = record.save(end.weights) if final else None  # whatever sites do then
         found = _at_sites(federation, ways, end, record.run_id, parts, listen) if final else None
     if model is None:
         record.ended("stopped by Ctrl-C")
@@ -248,20 +244,28 @@ def _parts(
 def _at_sites(
     federation: Federation, ways: _Ways, end: Snapshot, run_id: str, parts: Parts, listen: Listener
 ) -> SitesEvaluated | None:
-    """What sites find of the final model, where that is configured."""
+    """What sites find of the final model, where that is asked for; it is there whatever they do."""
     if federation.server_configs.federated_evaluation is None:
         return None
-    found = at_sites(
-        federation,
-        ways.endpoints,
-        ways.transport,
-        end.weights,
-        end.version,
-        run_id,
-        parts.base,
-        parts.sealing,
-        lambda message: listen(Warned(message)),
-    )
+    suspended = {name for name, site in end.sites.items() if site.rejected >= REJECTIONS}
+    believed = [client for client in federation.clients if client.client_id not in suspended]
+    try:
+        found = at_sites(
+            federation,
+            believed,
+            ways.endpoints,
+            ways.transport,
+            end.weights,
+            end.version,
+            run_id,
+            parts.base,
+            parts.sealing,
+            lambda message: listen(Warned(message)),
+        )
+    except (TransportError, KeyboardInterrupt) as error:
+        reason = str(error) or "stopped by Ctrl-C"
+        listen(Warned(f"sites do not evaluate the final model: {reason}"))
+        return None
     if found is not None:
         listen(found)
     return found
@@ -275,7 +279,9 @@ def _recover(outstanding: list[Sent], ways: _Ways) -> list[Task]:
         found |= ways.endpoints.recover(session, jobs)
     now = ways.clock.now()
     return [
-        Task(sent.client_id, sent.version, sent.turn, sent.job, now, found[sent.job])
+        Task(
+            sent.client_id, sent.version, sent.turn, sent.job, now, found[sent.job], recovered=True
+        )
         for sent in outstanding
         if sent.job in found
     ]

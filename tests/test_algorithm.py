@@ -9,6 +9,7 @@ import torch
 from fl.algorithm import Algorithm
 from fl.config import ConfigError
 from fl.config_files import Files
+from fl.errors import FederationError
 from tests import experiment
 
 COUNTING = """
@@ -78,9 +79,13 @@ def test_an_evaluation_is_of_the_weights_it_is_given_and_neither_changes_nor_kee
             {"aggregator": "MultiKrumAggregator", "num_clients": 5, "min_clients": 4},
             "fewer than 5 updates, and a round may have 4 (server_configs.min_clients)",
         ),
+        (
+            {"aggregator": "DPFedAvgAggregator", "scheduler": "AsyncScheduler"},
+            "AsyncScheduler does not go with DPFedAvgAggregator: a client is in a step once",
+        ),
     ],
 )
-def test_a_rule_against_wrong_updates_that_would_leave_out_none_is_refused(
+def test_an_aggregator_that_a_run_would_make_nothing_of_is_refused(
     tmp_path, monkeypatch, changes, expected
 ):
     def change(server, clients):
@@ -93,4 +98,43 @@ def test_a_rule_against_wrong_updates_that_would_leave_out_none_is_refused(
     monkeypatch.setenv("FL_SITE_CODE", str(tmp_path))
     files = Files(tmp_path / "server.yaml", tmp_path / "clients.yaml")
     with pytest.raises(ConfigError, match=re.escape(expected)):
+        Algorithm(files.load(), files.server)
+
+
+TWICE = """
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = self.second = nn.BatchNorm1d(4)
+        self.net = Net()
+    def forward(self, x):
+        return self.net(self.second(self.first(x)))
+"""
+
+
+def test_a_buffer_is_one_by_every_name_it_has(tmp_path, monkeypatch):
+    def change(server, clients):
+        server["client_configs"]["model_configs"]["model_name"] = "Twice"
+        server["server_configs"]["aggregator"] = "FedAdamAggregator"
+
+    folder = experiment.write(tmp_path, change)
+    with (folder / "code.py").open("a") as code:
+        code.write(TWICE)
+    monkeypatch.setenv("FL_SITE_CODE", str(folder))
+    built = Algorithm(Files(folder / "server.yaml", folder / "clients.yaml").load(), folder)
+    assert {"first.running_var", "second.running_var"} <= built.aggregator.buffers
+
+
+def test_a_held_out_set_without_samples_is_found_before_anything_is_sent(tmp_path, monkeypatch):
+    def change(server, clients):
+        server["server_configs"]["data_configs"]["dataset_name"] = "none_held_out"
+
+    folder = experiment.write(tmp_path, change)
+    with (folder / "code.py").open("a") as code:
+        code.write("\ndef none_held_out(**kwargs):\n")
+        code.write("    train, held_out = load(**kwargs)\n")
+        code.write("    return train, torch.utils.data.Subset(held_out, [])\n")
+    monkeypatch.setenv("FL_SITE_CODE", str(folder))
+    files = Files(folder / "server.yaml", folder / "clients.yaml")
+    with pytest.raises(FederationError, match="the second data set has none"):
         Algorithm(files.load(), files.server)

@@ -129,6 +129,29 @@ def test_what_fails_after_the_last_round_costs_no_model(evaluate, monkeypatch):
     assert "a model was not evicted: its endpoint is gone" in log
 
 
+@pytest.mark.parametrize("error", [UnreachableError("it is restarted"), KeyboardInterrupt()])
+def test_a_model_that_cannot_be_sent_to_be_evaluated_is_there_all_the_same(
+    evaluate, monkeypatch, error
+):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(run, "at_sites", fail)
+    outcome, _, _ = evaluate(1, 2, InProcess())
+    assert outcome.model.exists() and outcome.at_sites is None
+    log = [json.loads(line) for line in (outcome.folder / "log.jsonl").open()]
+    told = [line["message"] for line in log if line["event"] == "warned"]
+    reason = str(error) or "stopped by Ctrl-C"
+    assert told == [f"sites do not evaluate the final model: {reason}"]
+
+
+def test_who_is_suspended_has_no_say_in_what_the_model_is_worth(evaluate, monkeypatch):
+    monkeypatch.setattr(run, "REJECTIONS", 0)
+    endpoints = Counting()
+    evaluate(1, 2, endpoints)
+    assert not [name for name, operation in endpoints.operations if operation == "evaluate"]
+
+
 def test_the_model_is_kept_before_sites_are_asked(evaluate, monkeypatch, tmp_path):
     monkeypatch.setattr(run, "at_sites", lambda *_: pytest.fail("ends here"))
     with pytest.raises(pytest.fail.Exception):

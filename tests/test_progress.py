@@ -1,6 +1,7 @@
 """The live table of a run."""
 
 import io
+import weakref
 from dataclasses import replace
 
 from rich.console import Console
@@ -68,3 +69,14 @@ def test_a_sites_state_is_broken_over_no_line():
     assert "round 1 of 3" in shown
     assert [name for name in names if f"{name}: queued" not in shown] == []
     assert len(shown.splitlines()) < 25
+
+
+def test_rounds_that_are_shown_no_more_are_not_kept():
+    progress = Progress(50, ["a"], Console(file=io.StringIO(), force_terminal=True, width=120))
+    first = ended(1)
+    known = weakref.ref(first)
+    progress(first)
+    del first
+    for number in range(2, 12):
+        progress(ended(number))
+    assert known() is None

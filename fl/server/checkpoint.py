@@ -53,7 +53,7 @@ class SiteMemory:
         version: Steps that the server had taken when it sent the model for it.
         answered: Whether that training's update has arrived.
         accepted: The turn of its last update that was used, or None.
-        num_samples: Samples that it last said to have, 0 before.
+        num_samples: Samples that it said to have with that update, 0 before.
         norm: Of its last update that was used, or None.
         rejected: How many of its answers in a row were not believed.
     """

@@ -11,7 +11,7 @@ from concurrent.futures import Future, wait
 from typing import Any
 from uuid import uuid4
 
-from fl.config import Federation
+from fl.config import Client, Federation
 from fl.endpoints.base import Endpoints, JSONObject, answer_of
 from fl.errors import FederationError
 from fl.sealing import ServerKeys
@@ -74,6 +74,7 @@ def mean(version: int, during: int, sites: Mapping[str, SiteEvaluation]) -> Site
 
 def at_sites(
     federation: Federation,
+    clients: Sequence[Client],
     endpoints: Endpoints,
     transport: Transport,
     weights: Tensors,
@@ -87,6 +88,7 @@ def at_sites(
 
     Args:
         federation: The configuration.
+        clients: Its sites that are asked.
         endpoints: Where sites are.
         transport: The server's way for models.
         weights: What travels of the model.
@@ -108,7 +110,7 @@ def at_sites(
     model = transport.put(*encoded)
     keys = sealing.for_sites() if sealing is not None else None
     try:
-        found = _ask(federation, endpoints, transport, model, run_id, base, keys, warn)
+        found = _ask(federation, clients, endpoints, transport, model, run_id, base, keys, warn)
     finally:
         try:
             transport.evict(model)
@@ -119,6 +121,7 @@ def at_sites(
 
 def _ask(
     federation: Federation,
+    clients: Sequence[Client],
     endpoints: Endpoints,
     transport: Transport,
     model: Ref,
@@ -128,7 +131,7 @@ def _ask(
     warn: Callable[[str], Any],
 ) -> dict[str, SiteEvaluation]:
     tasks: dict[str, tuple[Future[JSONObject], str]] = {}
-    for client in federation.clients:
+    for client in clients:
         job = f"evaluate.{client.client_id}.{uuid4().hex[:12]}"
         try:
             if (down := endpoints.health(client)) is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
@@ -42,7 +43,7 @@ from fl.tensors import (
     require_finite,
     require_layout,
 )
-from fl.transport import GoneError, Ref, Transport, TransportError, UnreachableError
+from fl.transport import GoneError, Ref, Store, Transport, TransportError, UnreachableError
 
 Evaluator = Callable[[Tensors], Evaluation]
 
@@ -112,7 +113,7 @@ class Server:
         self._clock, self._evaluate = parts.clock, parts.evaluate
         self._listen, self._save, self._sent = parts.listen, parts.save, parts.sent
         self._reload = parts.reload
-        self._sealing = parts.sealing
+        self._sealing, self._endpoints = parts.sealing, parts.endpoints
         self._masking = (
             Masking(federation, parts.endpoints, parts.aggregator, run_id)
             if isinstance(parts.aggregator, SecureFedAvg)
@@ -131,11 +132,15 @@ class Server:
         self._waiting: list[Answer] = []
         self._retries: dict[tuple[str, int], _Retry] = {}
         self._update_bytes = 0  # that one takes at most, once the model is known
-        self._stopping = False
+        self._stopping = self._final = False
 
-    def stop(self) -> None:
-        """End the run with the round that goes on."""
-        self._stopping = True
+    def stop(self, *, final: bool = False) -> None:
+        """End the run with the round that goes on.
+
+        Args:
+            final: Whether it then has what it was to have: nobody goes on with it.
+        """
+        self._stopping, self._final = True, self._final or final
 
     def fit(
         self, start: Snapshot, recovered: Sequence[Task] = (), left: Sequence[Ref] = ()
@@ -172,15 +177,18 @@ class Server:
                 self._gather(this)
                 snapshot, this = self._step(this)
         finally:
-            self._forget()
+            self._forget(this, over=self._final or snapshot.version >= self._rounds)
         return snapshot
 
     def _gather(self, this: Round) -> None:
         """Have sites train until the scheduler has what it wants for a step."""
         while not self._decide(this):
-            self._assign(this)
+            view = self._view(this)
+            if assignments := self._masked(this, self._scheduler.assign(view)):
+                self._assign(this, assignments)
+                view = self._view(this)
             with this.phase("wait"):
-                wake = self._scheduler.wake(self._view(this))
+                wake = self._scheduler.wake(view)
                 now = self._clock.now()  # an answer that was asked for again waits for a step
                 retries = [retry.when for retry in self._retries.values() if retry.when > now]
                 arrivals = self._sites.wait(min([wake, *retries]))
@@ -200,11 +208,8 @@ class Server:
                 return decision.close
             # Too little may be left for the step now: that is decided anew.
 
-    def _assign(self, this: Round) -> None:
+    def _assign(self, this: Round, assignments: Sequence[Assignment]) -> None:
         """Send idle sites the tasks that the scheduler has for them."""
-        assignments = self._masked(this, self._scheduler.assign(self._view(this)))
-        if not assignments:
-            return
         ahead = [assignment.client_id for assignment in assignments if assignment.enters]
         trained = [assignment for assignment in assignments if not assignment.enters]
         with this.phase("submit"):
@@ -306,8 +311,8 @@ class Server:
         if arrival.repeated:
             self._objects.done_with(answer.update)
         else:
-            self._memory[task.client_id].num_samples = answer.num_samples
-            self._scheduler.observe(answer)
+            if not task.recovered:
+                self._scheduler.observe(answer)
             self._waiting.append(answer)
 
     def _fold(self, this: Round, answer: Answer) -> bool:
@@ -326,12 +331,15 @@ class Server:
         except FederationError as error:
             self._refuse(this, answer, error)
             return False
+        memory.num_samples = answer.num_samples
         try:
             with this.phase("aggregate"):
                 self._aggregator.add(update, self._contribution(this, answer))
-        except ValueError as error:
+        except ValueError as error:  # it came too late to weigh anything: nobody lied
+            self._done_with(answer)
             reason = FederationError(f"its update cannot be weighed: {error}")
-            self._refuse(this, answer, reason)
+            self._sites.sit_out(answer.client_id, str(reason))
+            self._fail(this, answer.client_id, reason)
             return False
         self._done_with(answer)
         memory.accepted, memory.norm, memory.rejected = answer.turn, size, 0
@@ -378,7 +386,7 @@ class Server:
         found = norm(update)
         if not math.isfinite(found):  # or what is large alone, which is looked at next
             require_finite(update)
-        last = [memory.norm for memory in self._memory.values() if memory.norm is not None]
+        last = (memory.norm for memory in self._memory.values() if memory.norm is not None)
         require_norm(found, factor, this.model_norm, last)
         return found
 
@@ -442,16 +450,28 @@ class Server:
         self._listen(this.ended(evaluation, self._aggregator.report()))
         snapshot = self._snapshot(this.number, weights)
         following = Round(snapshot, self._clock, self._reload)
-        with following.phase("checkpoint"):
-            self._save(snapshot)
-        self._objects.saved()
+        self._keep(snapshot, following)
         self._note_saved()
         self._sites.stepped(late=not self._scheduler.keeps_late)
         with following.phase("evict"):
             tasks = [site.task for _, site in self._sites]
-            self._objects.evict_models({task.version for task in tasks if task is not None})
+            needed = {task.version for task in tasks if task is not None}
+            self._objects.evict_models({following.version, *needed})
         # An optimizer's memory may be two models, which the next step replaces.
         return replace(snapshot, aggregator={}), following
+
+    def _keep(self, snapshot: Snapshot, following: Round) -> None:
+        """Save a step; a large model that all get next is put meanwhile, which takes as long."""
+        goes_on = snapshot.version < self._rounds and not self._stopping
+        with ThreadPoolExecutor(1) as thread:
+            saving = thread.submit(self._save, snapshot)
+            try:
+                if goes_on and following.is_large and not self._scheduler.keeps_late:
+                    self._model(following)
+            finally:
+                with following.phase("checkpoint"):
+                    saving.result()
+                self._objects.saved()
 
     def _unmask(self, this: Round) -> None:
         """Take the masks off the sum, where there are any."""
@@ -555,14 +575,28 @@ class Server:
         this.failures.append(failure)
         self._listen(failure)
 
-    def _forget(self) -> None:
-        """The run is over: evict all that it put or was sent."""
+    def _forget(self, this: Round, *, over: bool) -> None:
+        """The run has ended: evict all that it put or was sent.
+
+        Where it may be gone on with, what a later process gets the answer of again stays at its
+        site, which evicts it in the end by itself.
+        """
         for arrival in self._sites.wait(self._clock.now()):
-            if not isinstance(arrival.outcome, FederationError):
+            if isinstance(arrival.outcome, FederationError):
+                continue
+            if over or not self._is_told_again(arrival.task.client_id):
                 self._objects.discard(arrival.outcome)
+        unsaved = [*this.folded, *self._waiting]
         for answer in list(self._waiting):
             self._done_with(answer)
-        self._objects.evict_all()
+        spared = [a.update for a in unsaved if not over and self._is_told_again(a.client_id)]
+        self._objects.evict_all(spared)
+
+    def _is_told_again(self, name: str) -> bool:
+        """Whether a later process gets a site's answers again, and their updates lie there."""
+        if self._masking is not None or not isinstance(self._transport, Store):
+            return False
+        return self._endpoints.session(self._sites[name].client) is not None
 
 
 @dataclass

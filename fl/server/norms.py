@@ -32,6 +32,8 @@ def require_norm(found: float, factor: float, model: float, last: Iterable[float
     Raises:
         NormError: It is larger. Where nothing is known yet, nothing is.
     """
+    if found <= factor * model:
+        return  # whatever the others send: with a thousand sites, looking takes longer than the sum
     known: Sequence[float] = sorted(last)
     usual = max(model, median(known) if len(known) > 1 else 0.0)
     if usual > 0 and not found <= factor * usual:

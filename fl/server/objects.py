@@ -92,7 +92,7 @@ class Objects:
 
     def is_model(self, ref: Ref) -> bool:
         """Whether an object is a model of ours, whoever names it."""
-        return any(ref.names(model) for model in self._models.values())
+        return any(ref.names(model) for model in [*self._models.values(), *self._kept])
 
     def done_with(self, ref: Ref) -> None:
         """Have an update evicted once the next step is saved."""
@@ -123,10 +123,15 @@ class Objects:
             used, self._used = self._not_models(self._used), []
             self._evicting = self._clock.call(lambda: self._evict(used))
 
-    def evict_all(self) -> None:
-        """The run is over: evict all that is left."""
+    def evict_all(self, spared: Collection[Ref] = ()) -> None:
+        """The run has ended: evict all that is left.
+
+        Args:
+            spared: Updates that stay where they are.
+        """
         self._tell(self._evicting.result())
-        left = [*self._used, *self._in_step, *self._models.values(), *self._kept]
+        in_step = [ref for ref in self._in_step if ref not in spared]
+        left = [*self._used, *in_step, *self._models.values(), *self._kept]
         self._used, self._in_step, self._models, self._kept = [], [], {}, []
         self._tell(self._evict(left))
 

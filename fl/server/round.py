@@ -66,9 +66,13 @@ class Round:
 
     def let_go(self) -> None:
         """Hold a large model no longer: beside the sum and an update, it would be the third."""
-        held = sum(tensor.nbytes for tensor in self._weights.values())
-        if self._reload is not None and held >= LARGE_BYTES:
+        if self._reload is not None and self.is_large:
             self._weights.clear()
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the model is too large to be held, or put, without a thought."""
+        return sum(tensor.nbytes for tensor in self.layout.values()) >= LARGE_BYTES
 
     @cached_property
     def model_norm(self) -> float:

@@ -95,6 +95,7 @@ class Task:
         future: Its answer to come.
         waited: Seconds that its site had waited for a worker before; 0 if it was not sent ahead.
         enters: Whether it only waits for a worker: it is of no version and no turn.
+        recovered: Whether an earlier process sent it: how long it took is not known.
     """
 
     client_id: str
@@ -105,6 +106,7 @@ class Task:
     future: Future[JSONObject]
     waited: float = 0.0
     enters: bool = False
+    recovered: bool = False
 
 
 @dataclass(frozen=True)
@@ -389,7 +391,8 @@ class Sites:
         if not given_up:
             site.last_seconds = self._clock.now() - task.sent
         repeated = task.turn != site.turn or site.answered
-        site.answered = True
+        if task.turn == site.turn:  # an earlier one's answer says nothing of what is out
+            site.answered = True
         return Arrival(task, result, repeated)
 
     def _failed(self, site: Site, task: Task, error: FederationError) -> Arrival | None:

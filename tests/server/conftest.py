@@ -43,6 +43,9 @@ class MemoryTransport:
     def evict(self, ref):
         self.objects.pop(ref.key.get("object"), None)
 
+    def exists(self, ref):
+        return ref.key.get("object") in self.objects
+
     def grant(self, size):
         return None
 
@@ -54,12 +57,13 @@ class ScriptedEndpoints:
     """Clients whose answers come from functions of (request, transport).
 
     A function may return the task's answer, raise, or return None for a task that never ends:
-    it waits in `open`, by client. Clients in `down` are offline, for the reason there.
+    it waits in `open`, by client. Clients in `down` are offline, for the reason there. With a
+    `group`, a later process can get their answers again.
     """
 
     def __init__(self, transport, scripts):
         self.transport, self.scripts = transport, scripts
-        self.open, self.down, self.requests = {}, {}, []
+        self.open, self.down, self.requests, self.group = {}, {}, [], None
 
     def submit(self, client, request):
         future = Future()
@@ -82,7 +86,7 @@ class ScriptedEndpoints:
         return EndpointError(f"explained {error}")
 
     def session(self, client):
-        return None
+        return self.group
 
     def recover(self, session, jobs):
         return {}
@@ -168,7 +172,9 @@ def fit(federation, transport, weights, monkeypatch):
     monkeypatch.setattr(sites, "SPACING_SECONDS", 0.01)
     clocks = []
 
-    def _fit(scripts, evaluate=None, start=None, on_event=lambda event: None, **settings):
+    def _fit(
+        scripts, evaluate=None, start=None, on_event=lambda event: None, recovered=(), **settings
+    ):
         endpoints = _fit.prepared or ScriptedEndpoints(transport, scripts)
         endpoints.scripts = scripts
         names = list(scripts)
@@ -205,7 +211,7 @@ def fit(federation, transport, weights, monkeypatch):
         begin = start or Snapshot(0, dict(weights), {}, {}, {})
         if _fit.file is not None:
             checkpoint.save(_fit.file, begin)
-        return _fit.server.fit(begin).weights, events
+        return _fit.server.fit(begin, recovered).weights, events
 
     _fit.prepared = _fit.shared = _fit.sealing = _fit.file = None
     yield _fit

@@ -245,3 +245,50 @@ def test_a_header_of_2_63_bytes_in_an_update_is_dropped(fit, weights):
 def test_a_reference_of_such_a_size_is_none(size):
     with pytest.raises(TransportError, match="not a reference"):
         Ref.from_json({"transport": "inline", "key": {}, "size": size, "digest": ""})
+
+
+def test_what_a_site_says_of_its_samples_counts_once_its_update_is_believed(fit):
+    """Or one absurd number made the others' shares, and PaceAggregator's steps, next to nothing."""
+    settings = {"aggregator": "PaceAggregator", "scheduler": "AsyncScheduler", "min_clients": 1}
+    liar = train(float("nan"), num_samples=2**53 - 1)
+    moved = []
+    for script in (liar, train(float("nan"), num_samples=100)):
+        result, events = fit(
+            {"good": train(1.0, num_samples=100), "bad": script},
+            num_global_epochs=3,
+            round_deadline=60,
+            **settings,
+        )
+        assert of(ClientFailed, events)[0].client_id == "bad"
+        moved.append(result["w"][0].item())
+    assert moved[0] == pytest.approx(moved[1])
+    assert moved[0] > 1
+
+
+def test_a_model_of_before_is_not_evicted_on_a_sites_word_either(fit, transport):
+    """It was put again for a site that missed it: another is still to fetch the first."""
+    evicted = []
+
+    def evil(request, transport):
+        asked = [r for r in fit.endpoints.requests if r["client_id"] == "a"]
+        if len(asked) == 1:
+            return {"error": {"type": "GoneError", "message": "not here", "traceback": ""}}
+        return {"result": {"update": {**asked[0]["model"], "size": 1}}}
+
+    def begin(event):
+        if isinstance(event, ClientFailed):
+            evicted.append(fit.endpoints.open["b"][1]["model"]["key"]["object"])
+            future, request = fit.endpoints.open["b"]
+            threading.Timer(0.1, answer, (future, request)).start()
+
+    def answer(future, request):
+        try:
+            future.set_result(train(1.0)(request, transport))
+        except Exception as error:  # the model is gone
+            future.set_exception(error)
+
+    scripts = {"a": evil, "b": lambda *_: None}
+    fit.prepared = None
+    result, _ = fit(scripts, on_event=begin, min_clients=1, round_deadline=20)
+    torch.testing.assert_close(result["w"], torch.ones(4))
+    assert evicted

@@ -12,9 +12,10 @@ from fl.client.trainer import Evaluation
 from fl.compression import compress
 from fl.config import CompressorConfigs
 from fl.errors import FederationError
-from fl.server import sites
+from fl.server import checkpoint, sites
+from fl.server import round as rounds
 from fl.server.aggregators.base import HoldError
-from fl.server.checkpoint import Snapshot
+from fl.server.checkpoint import CheckpointError, Snapshot
 from fl.server.clock import RealClock
 from fl.server.events import (
     ClientFailed,
@@ -25,6 +26,8 @@ from fl.server.events import (
     Warned,
 )
 from fl.server.federation import RoundError
+from fl.server.schedulers.rounds import Sync
+from fl.server.sites import Task
 from fl.tensors import decode, encode
 from fl.transport.base import Ref, TransportError, UnreachableError
 from tests.server.conftest import ScriptedEndpoints, train
@@ -633,3 +636,156 @@ def test_a_disk_without_room_for_updates_ends_the_run_and_blames_no_site(fit):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert not of(ClientFailed, fit.events)
+
+
+def broken(*_):
+    return {"error": {"type": "TrainingError", "message": "no such column", "traceback": ""}}
+
+
+def recovered(job, answer):
+    """What an earlier process sent to `a`, and its answer."""
+    future = Future()
+    future.set_result(answer)
+    return Task("a", 0, 1, job, 0.0, future, recovered=True)
+
+
+@pytest.mark.parametrize(("group", "left"), [("tasks of a service", 1), (None, 0)])
+def test_what_a_run_that_fails_had_of_its_sites_is_there_for_who_goes_on(
+    fit, transport, group, left
+):
+    """Where answers come again: else nobody could ask for the updates."""
+    fit.prepared = ScriptedEndpoints(transport, {})
+    fit.prepared.group = group
+    with pytest.raises(RoundError, match="no such column"):
+        fit({"a": train(1.0), "b": broken})
+    updates = [decode(update)["w"].tolist() for update in transport.objects.values()]
+    assert updates == [[1.0] * 4] * left
+
+
+def test_a_run_that_goes_on_trains_no_site_again_whose_answer_comes_again(fit, transport):
+    fit.prepared = ScriptedEndpoints(transport, {})
+    fit.prepared.group = "tasks of a service"
+    answers = []
+
+    def keep(request, transport):
+        answers.append((request["job"], train(1.0)(request, transport)))
+        return answers[0][1]
+
+    with pytest.raises(RoundError, match="no such column"):
+        fit({"a": keep, "b": broken})
+    task = recovered(*answers[0])
+    result, _ = fit({"a": NEVER, "b": train(3.0)}, recovered=[task], round_deadline=30)
+    torch.testing.assert_close(result["w"], torch.full((4,), 2.0))
+    assert [request["client_id"] for request in fit.endpoints.requests] == ["a", "b", "b"]
+    assert transport.objects == {}
+
+
+def test_a_run_that_ends_early_for_good_leaves_nothing(fit, transport):
+    """It is stopped with updates that wait, and nobody goes on with it."""
+    fit.prepared = ScriptedEndpoints(transport, {})
+    fit.prepared.group = "tasks of a service"
+
+    def stop(event):
+        if isinstance(event, RoundEnded):
+            fit.server.stop(final=True)
+            fit.server.stop()  # Ctrl-C after it
+
+    fit(
+        {name: train(1.0) for name in "abc"},
+        on_event=stop,
+        scheduler="AsyncScheduler",
+        aggregator="FedBuffAggregator",
+        aggregator_kwargs={"K": 2},
+        min_clients=1,
+        num_global_epochs=9,
+    )
+    assert fit.snapshots[-1].version == 1
+    assert transport.objects == {}
+
+
+def test_nothing_is_learnt_of_how_long_a_recovered_task_took(fit, transport, monkeypatch):
+    observed = []
+    monkeypatch.setattr(Sync, "observe", lambda self, answer: observed.append(answer.client_id))
+    fit({"a": train(1.0), "b": train(1.0)})
+    assert sorted(observed) == ["a", "b"]
+    model = transport.put(encode({"w": torch.zeros(4)}))
+    request = {**fit.endpoints.requests[0], "model": model.to_json()}
+    task = recovered(request["job"], train(1.0)(request, transport))
+    observed.clear()
+    _, events = fit({"a": train(1.0), "b": train(1.0)}, recovered=[task])
+    assert sorted(update.client_id for update in of(UpdateReceived, events)) == ["a", "b"]
+    assert observed == ["b"]
+
+
+def test_an_update_that_is_too_late_to_weigh_anything_is_no_lie(fit):
+    """FedAsync with a weight that falls to nothing: b answers a step too late, again and again."""
+
+    def answer_b(event):
+        if isinstance(event, RoundEnded) and "b" in fit.endpoints.open:
+            future, request = fit.endpoints.open.pop("b")
+            future.set_result(train(1.0)(request, fit.endpoints.transport))
+
+    _, events = fit(
+        {"a": train(1.0), "b": NEVER},
+        on_event=answer_b,
+        scheduler="AsyncScheduler",
+        aggregator="FedAsyncAggregator",
+        aggregator_kwargs={"staleness_fn": "exponential", "staleness_fn_kwargs": {"beta": 800}},
+        num_global_epochs=20,
+        min_clients=1,
+        round_deadline=60,
+    )
+    late = [failure for failure in of(ClientFailed, events) if failure.client_id == "b"]
+    assert len(late) > 3
+    assert all("cannot be weighed" in failure.reason for failure in late)
+    assert {failure.rejected for failure in late} == {0}
+    assert not [e for e in of(SiteChanged, events) if e.state == "suspended"]
+
+
+def test_a_large_model_is_put_while_the_step_that_made_it_is_saved(
+    fit, transport, tmp_path, monkeypatch
+):
+    """And sent once it is: a server that dies before goes back to the step before."""
+    monkeypatch.setattr(rounds, "LARGE_BYTES", 1)
+    fit.file = tmp_path / "checkpoint.safetensors"
+    save, put, put_next = checkpoint.save, transport.put, threading.Event()
+    sent = []
+
+    def slowly(file, snapshot):
+        if snapshot.version == 1:
+            assert put_next.wait(10), "the next model is put after the save"
+            sent.append(len(fit.endpoints.requests))
+        save(file, snapshot)
+
+    def noted(*pieces):
+        ref = put(*pieces)
+        if transport.puts == 3:  # a model, an update, and the next model
+            put_next.set()
+        return ref
+
+    monkeypatch.setattr(checkpoint, "save", slowly)
+    monkeypatch.setattr(transport, "put", noted)
+    result, events = fit({"a": train(1.0)}, num_global_epochs=2)
+    torch.testing.assert_close(result["w"], torch.full((4,), 2.0))
+    assert sent == [1]
+    assert transport.puts == 4 and transport.objects == {}
+    assert {"checkpoint", "broadcast"} <= of(RoundEnded, events)[1].seconds.keys()
+
+
+def test_a_step_that_cannot_be_saved_ends_the_run_whatever_was_put_meanwhile(
+    fit, transport, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(rounds, "LARGE_BYTES", 1)
+    fit.file = tmp_path / "checkpoint.safetensors"
+    save = checkpoint.save
+
+    def full(file, snapshot):
+        if snapshot.version == 1:
+            raise CheckpointError("the disk is full")
+        save(file, snapshot)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        fit({"a": train(1.0)}, num_global_epochs=2)
+    assert transport.objects == {}
+    assert len(fit.endpoints.requests) == 1

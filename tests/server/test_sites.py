@@ -169,6 +169,21 @@ def test_an_answer_that_comes_twice_counts_once(world):
     assert [arrival.repeated for arrival in world.arrivals] == [False, True]
 
 
+def test_a_late_answer_of_an_earlier_turn_is_not_the_one_that_is_waited_for(world):
+    first = world.send("a", job="first")
+    world.endpoints.health_of["a"] = OFFLINE
+    world.pass_time(3 * sites.CHECK_SECONDS)
+    world.endpoints.health_of["a"] = None
+    world.pass_time(2 * sites.CHECK_SECONDS)
+    second = world.send("a", version=1, job="second")  # the server has stepped meanwhile
+    first.set_result(answer(steps=1))
+    world.pass_time(1)
+    assert not world.sites["a"].answered
+    second.set_result(answer(steps=1))
+    world.pass_time(1)
+    assert [arrival.repeated for arrival in world.arrivals] == [True, False]
+
+
 def test_an_answer_whose_update_is_gone_leaves_the_turn_to_its_twin(world):
     first, second = sent_twice(world)
     first.set_result(answer(steps=1))

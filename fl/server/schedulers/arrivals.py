@@ -42,7 +42,7 @@ class Async:
         if not close and possible < self._limits.needed:
             return Decision(hopeless=view.short(possible, self._limits.needed))
         if not close and over:
-            return Decision(hopeless=view.short(possible, self._buffer_size))
+            return Decision(hopeless=view.short(self._buffer_size, self._buffer_size))
         return Decision(fold=fold, close=close)
 
     def wake(self, view: View) -> float:

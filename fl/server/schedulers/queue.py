@@ -65,6 +65,11 @@ class FedQueue:
         """Weight of a new delay, and of a new measurement of the speed."""
 
     def __init__(self, settings: Settings, limits: Limits) -> None:
+        if PATIENCE * settings.cutoff > limits.deadline:
+            raise ValueError(
+                f"cutoff: a round closes at {PATIENCE} times it, {PATIENCE * settings.cutoff:g} s, "
+                f"and round_deadline ends it after {limits.deadline:g} s"
+            )
         self._settings, self._limits = settings, limits
         self._sites = _Predictor(settings.smoothing)
         self._late: set[tuple[str, int]] = set()
@@ -88,7 +93,8 @@ class FedQueue:
         self._late = {late for late in self._late if late[1] >= view.version}
         fold = [answer for answer in view.waiting if self._admitted(answer, view.version)]
         fresh = {name for name, version in view.busy.items() if version == view.version}
-        answered = self._sent == view.version and not fresh
+        # Tasks of a process before this one were sent, too: their answers tell.
+        answered = (self._sent == view.version or bool(view.served())) and not fresh
         over = answered or view.now >= view.began + PATIENCE * self._settings.cutoff
         if over and not fold and not view.folded:
             fold = list(view.waiting)  # the round would be empty, and these of the next one

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fl.server.aggregators import Contribution, open_aggregator
-from fl.server.schedulers import Answer, Limits, View
+from fl.server.schedulers import Answer, Limits, View, arrivals
 from fl.server.schedulers import queue as schedulers
 from fl.server.strategies import pace_close, pace_steps
 from fl.transport import Ref
@@ -131,3 +131,29 @@ def test_paces_step_goes_by_its_weights_but_never_past_the_mean():
     for value in (1.0, 2.0, 3.0, 4.0):
         together.add({"w": torch.tensor([value], dtype=torch.float64)}, contribution(0.25))
     assert together.step(zero)["w"].item() == pytest.approx(2.5)
+
+
+def test_fedqueue_closes_when_those_have_answered_whom_a_process_before_it_had_sent(simulate):
+    scheduler = schedulers.FedQueue(
+        schedulers.FedQueue.Settings(cutoff=100.0), Limits(needed=1, deadline=1000.0)
+    )
+    waits = View(
+        20.0, 0, 0.0, ["a", "b"], idle=["a"], busy={"b": 0}, folded=[answer("a", 1, 10, 9)]
+    )
+    assert not scheduler.decide(waits).close
+    answered = View(20.0, 0, 0.0, ["a"], idle=["a"], folded=[answer("a", 1, 10, 20)])
+    assert scheduler.decide(answered).close
+
+
+def test_a_cutoff_that_no_round_lives_to_is_refused():
+    with pytest.raises(ValueError, match=r"cutoff: a round closes at 1.15 times it, 1150 s"):
+        schedulers.FedQueue(
+            schedulers.FedQueue.Settings(cutoff=1000.0), Limits(needed=1, deadline=1100.0)
+        )
+
+
+def test_a_buffer_that_did_not_fill_says_what_was_in_it():
+    scheduler = arrivals.Async(arrivals.Async.Settings(), Limits(1, 100.0, updates_per_step=5))
+    have = [answer("a", 1, 1, 1), answer("b", 1, 1, 1), answer("a", 1, 1, 1)]
+    decided = scheduler.decide(View(100.0, 0, 0.0, ["a", "b"], busy={"a": 0}, folded=have))
+    assert decided.hopeless.startswith("3 of the 5 updates it needs")
