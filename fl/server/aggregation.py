@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from fl.server.strategies.steps import State, wide_dtype
@@ -47,15 +49,37 @@ class WeightedMean:
         Raises:
             ValueError: The weight is not positive and finite.
         """
-        if not 0 < weight < float("inf"):
-            raise ValueError(f"an update's weight must be positive and finite, not {weight}")
-        self.total += weight
-        self.count += 1
-        if self.count == 1:  # fresh memory for the mean would cost more than the sum itself
-            self._mean = {name: _begun(tensor) for name, tensor in update.items()}
-        else:
-            self._fold(update, weight)
-        self._greatest = max(self._greatest, weight)
+        self.add_all([(update, weight)])
+
+    def add_all(self, updates: Sequence[tuple[Tensors, float]]) -> None:
+        """Fold updates in that are all there: a tile of the mean is read and written once for all.
+
+        Args:
+            updates: Each with its weight, as for `add`, in the order in which they are averaged.
+
+        Raises:
+            ValueError: A weight is not positive and finite; nothing is folded in.
+        """
+        for _, weight in updates:
+            if not 0 < weight < float("inf"):
+                raise ValueError(f"an update's weight must be positive and finite, not {weight}")
+        others: list[tuple[Tensors, float, float]] = []
+        for update, weight in updates:
+            self.total += weight
+            self.count += 1
+            if self.count == 1:  # fresh memory for the mean would cost more than the sum itself
+                self._mean = {name: _begun(tensor) for name, tensor in update.items()}
+                self._greatest = weight
+            else:
+                others.append((update, weight, weight / self.total))
+        for name, mean in self._mean.items():
+            if mean.is_floating_point() or mean.is_complex():
+                _move(mean, [(update[name], share) for update, _, share in others])
+            else:
+                _choose(
+                    mean, [(update[name], weight) for update, weight, _ in others], self._greatest
+                )
+        self._greatest = max([self._greatest, *(weight for _, weight, _ in others)])
 
     def result(self) -> Tensors:
         """The mean of what was added.
@@ -88,16 +112,6 @@ class WeightedMean:
             self.count = int(count)
             self._mean = {name: tensor.clone() for name, tensor in state["mean"].items()}
 
-    def _fold(self, update: Tensors, weight: float) -> None:
-        """Give an update its share, the total of which it is in."""
-        for name, mean in self._mean.items():
-            if mean.is_floating_point() or mean.is_complex():
-                _move(mean, update[name], weight / self.total)
-            elif weight > self._greatest:
-                mean.copy_(update[name])
-            elif weight == self._greatest:
-                torch.maximum(mean, update[name], out=mean)
-
 
 def _begun(update: torch.Tensor) -> torch.Tensor:
     """A mean of one update: as wide as means are, in the update's own memory where that is.
@@ -110,11 +124,26 @@ def _begun(update: torch.Tensor) -> torch.Tensor:
     return update.to(wide_dtype(update.dtype)).contiguous()
 
 
-def _move(mean: torch.Tensor, update: torch.Tensor, share: float) -> None:
-    """Move a mean so that the update has that share of it."""
-    if update.dtype == mean.dtype:
-        mean.lerp_(update, share)
-    else:  # by tiles, so that the widened update stays in the processor's cache
-        tiles = torch.split(mean.view(-1), TILE), torch.split(update.reshape(-1), TILE)
-        for part, narrow in zip(*tiles, strict=True):
-            part.lerp_(narrow.to(part.dtype), share)
+def _move(mean: torch.Tensor, updates: Sequence[tuple[torch.Tensor, float]]) -> None:
+    """Move a mean so that each update in turn has its share of it."""
+    if len(updates) == 1 and updates[0][0].dtype == mean.dtype:
+        mean.lerp_(*updates[0])
+        return
+    # By tiles, so that the mean, and updates that are widened, stay in the processor's cache.
+    shares = [share for _, share in updates]
+    parts = [torch.split(update.reshape(-1), TILE) for update, _ in updates]
+    for tile, *theirs in zip(torch.split(mean.view(-1), TILE), *parts, strict=True):
+        for part, share in zip(theirs, shares, strict=True):
+            tile.lerp_(part.to(tile.dtype), share)
+
+
+def _choose(
+    mean: torch.Tensor, updates: Sequence[tuple[torch.Tensor, float]], greatest: float
+) -> None:
+    """Take the values of the greatest weight; of equal weights, the greatest."""
+    for update, weight in updates:
+        if weight > greatest:
+            mean.copy_(update)
+        elif weight == greatest:
+            torch.maximum(mean, update, out=mean)
+        greatest = max(greatest, weight)

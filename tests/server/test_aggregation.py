@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fl.server import aggregation
 from fl.server.aggregation import ROLES, WeightedMean
 from fl.tensors import decode, encode
 
@@ -134,3 +135,32 @@ def test_a_mean_goes_on_from_its_state_to_the_last_bit(dtype):
     assert (one.total, one.count) == (other.total, other.count)
     assert other.result()["n"].item() == 2  # still the heaviest
     assert torch.equal(one.result()["w"], other.result()["w"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64, torch.int64])
+@pytest.mark.parametrize("before", [0, 1])
+def test_updates_all_at_once_are_averaged_as_one_after_the_other(dtype, before, monkeypatch):
+    monkeypatch.setattr(aggregation, "TILE", 3)
+    draws = torch.Generator().manual_seed(0)
+    updates = [
+        {"w": (torch.randn(2, 5, generator=draws) * 9).to(dtype), "empty": torch.zeros(0, 3)}
+        for _ in range(4)
+    ]
+    weights = [1.0, 4.0, 4.0, 2.0]
+    one, all_at_once = WeightedMean(), WeightedMean()
+    for mean in (one, all_at_once):
+        for update, weight in zip(updates[:before], weights, strict=False):
+            mean.add({name: tensor.clone() for name, tensor in update.items()}, weight)
+    rest = list(zip(updates, weights, strict=True))[before:]
+    for update, weight in rest:
+        one.add({name: tensor.clone() for name, tensor in update.items()}, weight)
+    all_at_once.add_all([({n: t.clone() for n, t in update.items()}, w) for update, w in rest])
+    assert (all_at_once.total, all_at_once.count) == (one.total, one.count) == (11.0, 4)
+    torch.testing.assert_close(all_at_once.result(), one.result())
+
+
+def test_of_updates_all_at_once_none_is_averaged_where_one_cannot_be():
+    mean = WeightedMean()
+    with pytest.raises(ValueError, match="positive and finite"):
+        mean.add_all([({"w": torch.ones(2)}, 1.0), ({"w": torch.ones(2)}, float("nan"))])
+    assert mean.count == 0

@@ -55,12 +55,11 @@ class Latest(Aggregator):
         """Make the mean of the latest models, in the clients' order."""
         if all(latest.age for latest in self._known.values()):
             raise ValueError("no update to average")
+        known = [self._known[client] for client in self._clients if client in self._known]
+        weighed = [(its.model, latest_weight(its.share, its.age)) for its in known]
+        (first, weight), *others = [(model, weight) for model, weight in weighed if weight]
         mean = WeightedMean()
-        for client in self._clients:
-            latest = self._known.get(client)
-            weight = latest_weight(latest.share, latest.age) if latest else 0.0
-            if latest and weight:
-                mean.add(_own(latest.model) if mean.count == 0 else latest.model, weight)
+        mean.add_all([(_own(first), weight), *others])
         moved = step_by_tile(weights, mean.result(), _replace)
         for latest in self._known.values():
             latest.age += 1
