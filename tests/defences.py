@@ -231,6 +231,18 @@ DEFENCES = [
         ((ADMISSION, "a_file_that_changes_between_its_check_and_its_use"),),
     ),
     Defence(
+        "a rule of a policy whose value is commented out",
+        (
+            Change(
+                "fl/client/policy.py",
+                "if value is None and rule in cls.model_fields:",
+                "if False:",
+            ),
+        ),
+        ((ADMISSION, "a_rule_whose_value_is_commented_out_does_not_allow_everything"),),
+        "a site's owner",
+    ),
+    Defence(
         "a stolen secret, with another function, a pickle, or source tagged as code",
         (
             Change(

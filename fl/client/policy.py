@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fl.config import Arguments, ConfigError, PositiveInt, Section, TrainConfigs
 from fl.config_files import load_section
@@ -58,7 +58,21 @@ class Code:
     shipped: bool = False
 
 
-class AllowedCode(Section):
+class Rules(Section):
+    """Rules of a site's owner, each with a value: what is commented out may leave a blank one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _says_something(cls, given: Any) -> Any:
+        for rule, value in given.items() if isinstance(given, dict) else ():
+            if value is None and rule in cls.model_fields:
+                raise ValueError(
+                    f"{rule} says nothing: leave it out for no rule; [] or {{}} allows none"
+                )
+        return given
+
+
+class AllowedCode(Rules):
     """A function or class that the site's owner lets servers use."""
 
     path: str
@@ -72,7 +86,7 @@ class AllowedCode(Section):
     """The only arguments that a server may give it. Absent: any."""
 
 
-class SecureAggregation(Section):
+class SecureAggregation(Rules):
     """What a site asks of a sum that its update is to vanish in."""
 
     min_sites: Annotated[int, Field(ge=2)]
@@ -82,7 +96,7 @@ class SecureAggregation(Section):
     Absent: any."""
 
 
-class Policy(Section):
+class Policy(Rules):
     """site-policy.yaml; an absent rule allows everything, but for `shipped_source`."""
 
     experiments: list[str] | None = None

@@ -303,6 +303,27 @@ def test_a_policy_that_cannot_be_read_refuses_and_tells_the_owner_alone(
     assert str(tmp_path / "site-policy.yaml") in refused["reason"]
 
 
+@pytest.mark.parametrize(
+    ("rules", "blank"),
+    [
+        ({"loaders": None}, "loaders"),
+        ({"min_samples": None}, "min_samples"),
+        ({"loaders": [LOADER | {"kwargs": None}]}, "loaders.0: kwargs"),
+        ({"models": [NET | {"sha256": None}]}, "models.0: sha256"),
+        ({"secure_aggregation": {"min_sites": 3, "peers": None}}, "secure_aggregation: peers"),
+    ],
+)
+def test_a_rule_whose_value_is_commented_out_does_not_allow_everything(
+    site, owner, log, rules, blank
+):
+    owner(**rules)
+    assert site.answer()["error"]["type"] == "PolicyRefusal"
+    assert not touched_data(site)
+    (refused,) = records(log)
+    assert refused["rule"] == "policy"
+    assert f": {blank} says nothing: leave it out" in refused["reason"]
+
+
 def test_without_a_policy_or_a_log_the_sites_own_code_is_free(site, monkeypatch):
     for name in ("FL_SITE_POLICY", "FL_SITE_AUDIT"):
         monkeypatch.delenv(name, raising=False)
