@@ -114,10 +114,11 @@ def _outcome(record: dict[str, Any]) -> str:
 
 def _left(record: dict[str, Any]) -> str:
     """What left the site with a task's answer."""
-    update, metrics = record.get("update"), record.get("metrics")
+    update = record.get("update")
+    named = [record.get(name) for name in ("metrics", "told")]
     parts = [
         *([f"an update ({str(update)[:12]})"] if update else []),
         *([f"the number of samples ({record['num_samples']})"] if "num_samples" in record else []),
-        *map(str, metrics if isinstance(metrics, list) else ()),
+        *(str(one) for some in named if isinstance(some, list) for one in some),
     ]
     return f"left: {', '.join(parts)}" if parts else "nothing of the data left"

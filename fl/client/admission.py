@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ OPENS_DATA: dict[str, type[EvaluateRequest]] = {
 EVALUATION = ("val_accuracy", "val_loss")
 """What an evaluation answers with, by the names that training has for it."""
 DAY_SECONDS = 24 * 3600.0
+OF_DATA = ("data", "step", "validation")
+"""What a rehearsal tries that tells of data."""
 TEXT = 200
 """Characters of a server's that a line takes up at most."""
 
@@ -91,6 +93,7 @@ class Task:
             "update": update,
             "num_samples": result.get("num_samples"),
             "metrics": leaving,
+            "told": _told(result.get("items", ())),
             "identity": result.get("bundle", {}).get("identity"),
             "survivors": result.get("survivors"),
             "shares": {what: sorted(result.get(what, {})) for what in ("own", "pairwise")},
@@ -142,6 +145,12 @@ def admitted(request: Any) -> Iterator[Task]:
         except Exception as error:
             task.note("failed", error=type(error).__name__, reason=_text(str(error)))
             raise
+
+
+def _told(items: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What a rehearsal says of the data, or that a rule kept them from it."""
+    found = [item for item in items if item["check"] in OF_DATA]
+    return [_text(f"{item['check']}: {item['message']}") for item in found]
 
 
 def _understood(request: Any) -> Any:

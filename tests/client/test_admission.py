@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from fl.audit_table import read_tasks
 from fl.client import admission, site_code, task
 from fl.client.audit import open_log, verify
 from fl.client.policy import PolicyRefusal
@@ -202,6 +203,19 @@ def test_a_rehearsal_tells_no_more_than_a_round_would(site, owner):
     told = str(rehearse(site, train_configs=configs)["result"]["items"])
     assert "loss" not in told
     assert "float32" not in told
+
+
+def test_what_a_rehearsal_told_of_the_data_stands_in_the_log(site, owner, log):
+    owner()
+    rehearse(site, train_configs={"do_validation": True})
+    told = read_tasks(log)[-1].outcome
+    assert told.startswith("left: data: 32 samples of [4] float32, 2 classes")
+    assert "step: one step of training, loss" in told
+    assert "validation: one minibatch, loss" in told
+    owner(min_samples=33)
+    rehearse(site)
+    told = read_tasks(log)[-1].outcome
+    assert told == "left: data: this site's policy refuses the task: min_samples: 33 at least"
 
 
 @pytest.mark.parametrize(
