@@ -12,6 +12,7 @@ SERVER_MASKS = "tests/server/test_masking.py"
 KNOWN = "tests/deploy/test_known_errors.py"
 ATTACKS = "tests/end_to_end/test_attacks.py"
 ADMISSION = "tests/client/test_admission.py"
+SITE_CODE = "tests/client/test_site_code.py"
 SECRECY = "tests/end_to_end/test_secrecy.py"
 LIE = "a_lying_sites_update_is_refused"
 OUTSIDE = "a_loader_outside_the_sites_code_is_not_run"
@@ -240,6 +241,21 @@ DEFENCES = [
             ),
         ),
         ((ADMISSION, "a_rule_whose_value_is_commented_out_does_not_allow_everything"),),
+        "a site's owner",
+    ),
+    Defence(
+        "what a loader imports for itself, named as the loader",
+        (
+            Change(
+                "fl/client/site_code.py",
+                'return own or name in getattr(module, "__all__", ())',
+                "return True",
+            ),
+        ),
+        tuple(
+            (SITE_CODE, f"what_a_file_imports_for_itself_is_not_a_servers_to_call[{name}]")
+            for name in ("run", "shuffle", "savetxt")
+        ),
         "a site's owner",
     ),
     Defence(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, MappingProxyType, ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from fl.errors import FederationError
@@ -71,12 +71,13 @@ def _offers(module: ModuleType, name: str, found: Any) -> bool:
     """Whether a file means a name for others, and did not just import it.
 
     A loader that imports `subprocess.run` for itself must not have a server call that by its name.
-    Callables that are neither function nor class, such as a `functools.partial`, do not say where
-    they were made, and are taken for the file's own.
+    Callables without a name of their own, such as a `functools.partial`, do not say where they were
+    made, and are taken for the file's own.
     """
-    if not isinstance(found, type | FunctionType | BuiltinFunctionType):
+    if not hasattr(found, "__name__"):
         return True
-    return found.__module__ == module.__name__ or name in getattr(module, "__all__", ())
+    own = getattr(found, "__module__", None) == module.__name__
+    return own or name in getattr(module, "__all__", ())
 
 
 def identify(path: str) -> tuple[str, str]:
