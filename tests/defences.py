@@ -532,8 +532,16 @@ DEFENCES = [
                 "max(configs.val_batch_size, policy.min_samples)",
                 "configs.val_batch_size",
             ),
+            Change(
+                "fl/client/check.py",
+                "tells = configs.train_batch_size >= policy.min_samples",
+                "tells = True",
+            ),
         ),
-        (("tests/client/test_check.py", "a_rehearsal_tells_no_loss_of_fewer_than_the_owner"),),
+        (
+            ("tests/client/test_check.py", "a_rehearsal_tells_no_loss_of_fewer_than_the_owner"),
+            ("tests/client/test_check.py", "a_rehearsals_step_tells_no_loss_of_fewer[9-False]"),
+        ),
         "privacy",
     ),
     Defence(

@@ -276,7 +276,10 @@ def _step(
 ) -> tuple[None, str]:
     require_accountant(configs)
     training = trainer.train(model, sets[0], configs, seed=0, steps=1)
-    return None, f"one step of training{_loss(policy, 'train_loss', training.loss)}"
+    # None of fewer samples than the owner wants; more of them than the run has might not fit.
+    tells = configs.train_batch_size >= policy.min_samples
+    loss = _loss(policy, "train_loss", training.loss) if tells else ""
+    return None, f"one step of training{loss}"
 
 
 def _loss(policy: Policy, name: str, value: float) -> str:

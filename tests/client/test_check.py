@@ -126,3 +126,12 @@ def test_a_rehearsal_tells_no_loss_of_fewer_than_the_owner_wants(site, tmp_path,
     monkeypatch.setattr(trainer, "evaluate", counted)
     check(site, train_configs={"do_validation": True, "val_batch_size": 1})
     assert evaluated == [10]
+
+
+@pytest.mark.parametrize(("batch", "told"), [(9, False), (10, True)])
+def test_a_rehearsals_step_tells_no_loss_of_fewer(site, tmp_path, monkeypatch, batch, told):
+    (tmp_path / "policy.yaml").write_text("min_samples: 10\n")
+    monkeypatch.setenv("FL_SITE_POLICY", str(tmp_path / "policy.yaml"))
+    step = check(site, train_configs={"train_batch_size": batch})["step"]
+    assert step["outcome"] == "ok"
+    assert ("loss" in step["message"]) is told
