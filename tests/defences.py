@@ -259,6 +259,12 @@ DEFENCES = [
         "a site's owner",
     ),
     Defence(
+        "a file of gigabytes, named as a model's code",
+        (Change("fl/client/site_code.py", " or found.st_size > MOST_BYTES"),),
+        ((ADMISSION, "a_file_that_is_too_large_for_code_is_not_read"),),
+        "a site's owner",
+    ),
+    Defence(
         "a stolen secret, with another function, a pickle, or source tagged as code",
         (
             Change(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import stat
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,9 @@ class SiteCodeError(FederationError):
 
 FAULTS = (Exception, SystemExit)
 """What code of others may raise: one that reads a command line ends the program by it."""
+
+MOST_BYTES = 4_000_000
+"""No file of code is larger; one of a model's weights would fill the worker's memory."""
 
 _shipped: ContextVar[Mapping[str, bytes]] = ContextVar("shipped", default=MappingProxyType({}))
 """Source that was let in for the task at hand, by the path that requests name it by."""
@@ -116,7 +120,7 @@ def _own(path: str) -> bytes | None:
     """The bytes of the site's own file; None where there is none."""
     file = _inside(path)
     try:
-        return file.read_bytes()
+        return _source(file, path)
     except OSError:
         return None
 
@@ -164,11 +168,19 @@ def _read_own(path: str) -> tuple[Path, bytes]:
     """The site's own file, as it is now."""
     file = _inside(path)
     try:
-        return file, file.read_bytes()
+        return file, _source(file, path)
     except OSError as error:
         raise SiteCodeError(
             f"{path}: not in this site's code folder {site_code_folder()} ({error.strerror})"
         ) from error
+
+
+def _source(file: Path, path: str) -> bytes:
+    """What is in a file that may be code; nothing of another is read."""
+    found = file.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
+        raise SiteCodeError(f"{path}: is no file of code, of {MOST_BYTES:,} bytes at most")
+    return file.read_bytes()
 
 
 def raised(error: BaseException) -> str:

@@ -377,6 +377,22 @@ def test_every_task_leaves_lines(site, log, asked, events):
     assert log.stat().st_size < 5000
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"model_configs": {"model_path": "base.safetensors", "model_name": "Net"}},
+        {"sources": {"base.safetensors": ""}},
+    ],
+)
+def test_a_file_that_is_too_large_for_code_is_not_read(site, log, asked):
+    with (site.code / "base.safetensors").open("wb") as file:
+        file.truncate(site_code.MOST_BYTES + 1)
+    said = "base.safetensors: is no file of code, of 4,000,000 bytes at most"
+    assert site.answer(**asked)["error"]["message"] == said
+    (refused,) = records(log)
+    assert (refused["event"], refused["reason"]) == ("refused", said)
+
+
 @pytest.mark.parametrize("request_", [None, [], "text", {}, {"operation": ["train"]}])
 def test_what_is_no_request_is_refused_and_noted(log, request_):
     with pytest.raises((TypeError, KeyError, RequestError)), admission.admitted(request_):
