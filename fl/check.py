@@ -323,7 +323,7 @@ class _Sites:
         except FederationError as error:
             yield self._check(client, "worker", str(error), "")
             return
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
             yield self._check(client, "worker", "it answers as another version of fl would", "")
             return
         yield self._check(client, "worker", None, host)

@@ -81,7 +81,8 @@ def screen(found: list[Check], *, done: bool) -> Group:
         for number, check in enumerate(c for c in found if c.client_id == site):
             outcome = Text(mark(check), MARKS[mark(check)])
             name = Text(site if number == 0 else "")
-            table.add_row(name, check.check, outcome, f"{check.seconds:.2f}", _told(check))
+            took = f"{check.seconds:.2f}"
+            table.add_row(name, Text(check.check), outcome, took, _told(check))
     return Group(table, Text(f"\n{_summary(found)}" if done else "\nwaiting for the others ..."))
 
 

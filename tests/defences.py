@@ -513,6 +513,18 @@ DEFENCES = [
         "a site's word",
     ),
     Defence(
+        "markup, and a number that no float holds, in what a site says to a check",
+        (
+            Change("fl/check_table.py", "Text(check.check)", "check.check"),
+            Change("fl/check.py", "KeyError, OverflowError, TypeError", "KeyError, TypeError"),
+        ),
+        (
+            ("tests/test_check_table.py", "a_sites_words_are_no_markup"),
+            ("tests/test_check.py", "a_clock_that_no_float_holds_is_an_answer_of_another_version"),
+        ),
+        "a site's word",
+    ),
+    Defence(
         "complex numbers that no norm counts",
         (
             Change(

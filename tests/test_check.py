@@ -277,12 +277,24 @@ def test_what_a_site_says_moves_no_cursor(run_check):
     assert all("\x1b" not in check.message for check in found)
 
 
-@pytest.mark.parametrize("item", [{"seconds": "long"}, {"message": 5}, {"more": 1}])
+@pytest.mark.parametrize(
+    "item", [{"seconds": "long"}, {"seconds": 10**400}, {"message": 5}, {"more": 1}]
+)
 def test_an_item_that_is_none_is_an_answer_of_another_version(run_check, item):
     class Odd(InProcess):
         def submit(self, client, request):
             future = super().submit(client, request)
             future.result()["result"]["items"][0] |= item
+            return future
+
+    assert "another version" in of(run_check(Odd()), "site-a")["worker"].message
+
+
+def test_a_clock_that_no_float_holds_is_an_answer_of_another_version(run_check):
+    class Odd(InProcess):
+        def submit(self, client, request):
+            future = super().submit(client, request)
+            future.result()["result"]["clock"][0] = 10**400
             return future
 
     assert "another version" in of(run_check(Odd()), "site-a")["worker"].message

@@ -22,3 +22,11 @@ def test_what_to_do_stays_beside_its_arrow_however_narrow_the_terminal():
     assert " ".join(told) == REMEDY
     assert all(not line[:beside].strip() for line in lines[first + 1 : -2])
     assert lines[-1] == "1 checks: 1 failed, 0 warnings"
+
+
+def test_a_sites_words_are_no_markup():
+    found = [Check("site-a", "[/x]", True, "[/y]", "", 0.01)]
+    console = Console(file=io.StringIO(), width=80)
+    console.print(screen(found, done=True))
+    assert "[/x]" in console.file.getvalue()
+    assert "[/y]" in console.file.getvalue()
