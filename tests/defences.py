@@ -513,6 +513,21 @@ DEFENCES = [
         "a site's word",
     ),
     Defence(
+        "a line that a site's message would forge in a log",
+        (
+            Change(
+                "fl/endpoints/base.py",
+                '" ".join(legible_lines(text).split())',
+                "legible_lines(text)",
+            ),
+        ),
+        (
+            ("tests/server/test_distrust.py", "a_sites_message_forges_no_line"),
+            ("tests/test_check.py", "what_a_site_says_moves_no_cursor"),
+        ),
+        "a site's word",
+    ),
+    Defence(
         "markup, and a number that no float holds, in what a site says to a check",
         (
             Change("fl/check_table.py", "Text(check.check)", "check.check"),

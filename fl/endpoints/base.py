@@ -110,7 +110,7 @@ def answer_of(future: Future[JSONObject], endpoints: Endpoints) -> JSONObject:
         case {"result": dict(result)}:
             return result
         case {"error": {"type": str(kind), "message": str(message), "traceback": str(trace)}}:
-            raise SiteError(legible(kind), legible(message), legible(trace))
+            raise SiteError(legible(kind), legible(message), legible_lines(trace))
     raise EndpointError("the site answered with something that is no result")
 
 
@@ -119,7 +119,12 @@ TEXT = 20_000
 
 
 def legible(text: str) -> str:
-    """A site's text as a terminal or a log may show it: without control characters, not endless."""
+    """A site's text as a terminal or a log may show it: in one line, which can begin no other."""
+    return " ".join(legible_lines(text).split())
+
+
+def legible_lines(text: str) -> str:
+    """The same of a traceback, in its lines: without control characters, not endless."""
     return "".join(
         character if character.isprintable() or character in "\n\t" else "?"
         for character in text[:TEXT]

@@ -304,4 +304,4 @@ def _last_line(trace: str) -> str:
 
 def _said(text: str) -> str:
     """A text from elsewhere, in one line that a terminal may show."""
-    return " ".join(legible(text[:SAID]).split())
+    return legible(text[:SAID])

@@ -3,6 +3,7 @@
 import json
 import math
 import threading
+from concurrent.futures import Future
 
 import pytest
 import torch
@@ -216,6 +217,17 @@ def test_a_sites_words_do_nothing_to_a_terminal():
     for text in (str(caught.value), caught.value.kind, caught.value.traceback):
         assert text.startswith("?[2Jgone?x")
         assert len(text) == TEXT
+
+
+def test_a_sites_message_forges_no_line():
+    answer = Future()
+    said = {"type": "A\nB", "message": "gone\nround 9: site-b is lost", "traceback": "one\ntwo"}
+    answer.set_result({"error": said})
+    with pytest.raises(SiteError) as caught:
+        answer_of(answer, None)
+    assert str(caught.value) == "gone round 9: site-b is lost"
+    assert caught.value.kind == "A B"
+    assert caught.value.traceback == "one\ntwo"
 
 
 def test_no_encoding_is_larger_than_the_largest():
