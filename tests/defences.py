@@ -265,6 +265,17 @@ DEFENCES = [
         "a site's owner",
     ),
     Defence(
+        "an argument that a server hides in the audit log behind longer ones",
+        (
+            Change(
+                "fl/client/admission.py",
+                "... ({len(text)} characters, sha256 {sha256})",
+            ),
+        ),
+        ((ADMISSION, "a_server_hides_no_argument_in_the_log_behind_others"),),
+        "a site's owner",
+    ),
+    Defence(
         "a stolen secret, with another function, a pickle, or source tagged as code",
         (
             Change(

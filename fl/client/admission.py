@@ -6,6 +6,7 @@ ends, another line says what leaves. Where no line can be written, nothing is do
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,10 +29,16 @@ OPENS_DATA: dict[str, type[EvaluateRequest]] = {
 EVALUATION = ("val_accuracy", "val_loss")
 """What an evaluation answers with, by the names that training has for it."""
 DAY_SECONDS = 24 * 3600.0
+BUDGETS = {
+    "epoch": "num_local_epochs",
+    "step": "num_local_steps",
+    "seconds": "num_local_seconds",
+}
+"""Where `train_configs` has what each of its modes counts."""
 OF_DATA = ("data", "step", "validation")
 """What a rehearsal tries that tells of data."""
 TEXT = 200
-"""Characters of a server's that a line takes up at most."""
+"""Characters of a text that stand in a line; of a longer one its length and digest, too."""
 
 
 class Task:
@@ -173,7 +180,7 @@ def _noted(sources: dict[str, bytes]) -> dict[str, Any]:
 
 
 def _examine(policy: Policy, wanted: Any) -> dict[str, Any]:
-    """Hold a request against every rule that needs no data; returns what code it will run."""
+    """Hold a request against every rule that needs no data; returns what is noted of it."""
     if not isinstance(wanted, EvaluateRequest):
         return {}
     model, loader = _model(wanted.model_configs), _loader(wanted.data_configs)
@@ -192,7 +199,17 @@ def _examine(policy: Policy, wanted: Any) -> dict[str, Any]:
     else:
         policy.require_metrics([*EVALUATION, *(["val_metric"] if "metric" in own else [])])
     ours = {name: _line(code) for name, code in own.items()}
-    return {"model": _line(model), "loader": _line(loader), **ours}
+    return {"model": _line(model), "loader": _line(loader), **ours, **_training(wanted)}
+
+
+def _training(wanted: EvaluateRequest) -> dict[str, Any]:
+    """Of how few samples an update may tell, and with how much noise."""
+    if not isinstance(wanted, TrainRequest):
+        return {}
+    configs = wanted.train_configs
+    noted = {"train_batch_size", BUDGETS[configs.mode], "dp_sgd", "local_dp"}
+    training = configs.model_dump(include=noted, exclude_none=True)
+    return {"training": training | ({"steps": wanted.steps} if wanted.steps else {})}
 
 
 def _threshold(wanted: EvaluateRequest) -> int | None:
@@ -247,7 +264,11 @@ def _named(request: Any) -> dict[str, Any]:
 
 
 def _text(text: str) -> str:
-    return text[:TEXT]
+    """A text in short; the server, which orders it, hides nothing behind its begin."""
+    if len(text) <= TEXT:
+        return text
+    sha256 = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
+    return f"{text[:TEXT]}... ({len(text)} characters, sha256 {sha256})"
 
 
 def _admitted_today(log: AuditLog) -> int:

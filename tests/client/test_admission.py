@@ -361,6 +361,41 @@ def test_the_log_says_who_ran_what_and_what_left(site, log):
 
 
 @pytest.mark.parametrize(
+    ("asked", "training"),
+    [
+        ({}, {"train_batch_size": 32, "num_local_epochs": 1}),
+        ({"steps": 3}, {"train_batch_size": 32, "num_local_epochs": 1, "steps": 3}),
+        (
+            {
+                "train_configs": {
+                    "mode": "step",
+                    "num_local_steps": 2,
+                    "train_batch_size": 1,
+                    "local_dp": {"noise_multiplier": 0.5},
+                }
+            },
+            {
+                "train_batch_size": 1,
+                "num_local_steps": 2,
+                "local_dp": {"noise_multiplier": 0.5, "clip_norm": 1.0, "delta": 1e-5},
+            },
+        ),
+    ],
+)
+def test_the_log_says_how_a_site_trains(site, log, asked, training):
+    site.answer(**asked)
+    assert records(log)[0]["training"] == training
+
+
+def test_a_server_hides_no_argument_in_the_log_behind_others(site, log):
+    arguments = {"root": "x" * 300, "patient": 17}
+    site.answer(data=("load", arguments))
+    text = repr(arguments)
+    noted = f"{text[:200]}... ({len(text)} characters, sha256 {digest(text)})"
+    assert records(log)[0]["loader"]["kwargs"] == noted
+
+
+@pytest.mark.parametrize(
     ("asked", "events"),
     [
         ({"operation": "progress", "job": "job-1"}, ["admitted", "ended"]),
