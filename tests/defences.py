@@ -524,6 +524,18 @@ DEFENCES = [
         "a site's word",
     ),
     Defence(
+        "a pipe in place of an update, in a folder that sites and server share",
+        (Change("fl/transport/file.py", "buffering=0, opener=_regular)", "buffering=0)"),),
+        (("tests/transport/test_file.py", "what_is_no_file_is_not_read[pipe]"),),
+        "a site's word",
+    ),
+    Defence(
+        "a folder for models that another user of the machine has made beforehand",
+        (Change("fl/transport/file.py", "if mode & stat.S_IWOTH:", "if False:"),),
+        (("tests/transport/test_file.py", "a_folder_that_every_user_can_write_to_is_refused"),),
+        "a site's word",
+    ),
+    Defence(
         "a line that a site's message would forge in a log",
         (
             Change(

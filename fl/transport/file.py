@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,7 +13,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fl.tensors import Data
-from fl.transport.base import GoneError, Ref, UnreachableError, receive, ref_to, wrong_way
+from fl.transport.base import (
+    GoneError,
+    Ref,
+    TransportError,
+    UnreachableError,
+    receive,
+    ref_to,
+    wrong_way,
+)
 
 NAME = re.compile(r"[0-9a-f]{32}")
 BLOCK_BYTES = 1 << 20
@@ -26,6 +35,7 @@ class FileTransport:
 
     Raises:
         UnreachableError: It cannot be made.
+        TransportError: Every user of the machine can write there.
     """
 
     name = "file"
@@ -35,8 +45,13 @@ class FileTransport:
         self._folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            mode = folder.stat().st_mode
         except OSError as error:
             raise _unreachable(folder, error) from error
+        if mode & stat.S_IWOTH:
+            raise TransportError(
+                f"{folder}: every user can write there: chmod o-w it, or name a folder of your own"
+            )
 
     def put(self, *pieces: Data) -> Ref:
         """See `Transport.put`; the file has its name once it is whole."""
@@ -56,7 +71,7 @@ class FileTransport:
         """See `Transport.get`; nothing is waited for."""
         path = self._path(ref)
         try:
-            with path.open("rb", buffering=0) as file:
+            with open(path, "rb", buffering=0, opener=_regular) as file:
                 return receive(ref, _blocks(file, ref.size))
         except FileNotFoundError as error:
             raise GoneError(f"{path}: the model is no longer there") from error
@@ -87,6 +102,15 @@ class FileTransport:
         if ref.transport != self.name or not NAME.fullmatch(name):
             raise wrong_way(ref, self.name)
         return self._folder / name
+
+
+def _regular(path: str, flags: int) -> int:
+    """Opens a file and nothing else: a pipe of a site's would be waited for for ever."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise TransportError(f"{path}: is no file")
+    return descriptor
 
 
 def _blocks(file: BinaryIO, expected: int) -> Iterator[Data]:

@@ -1,4 +1,6 @@
 import os
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +69,38 @@ def test_a_folder_that_a_file_has_taken_the_place_of_is_named(transport, tmp_pat
     (tmp_path / "models").touch()
     with pytest.raises(UnreachableError, match="Not a directory"):
         transport.put(b"model")
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777])
+def test_a_folder_that_every_user_can_write_to_is_refused(tmp_path, mode):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(mode)
+    with pytest.raises(TransportError, match="shared: every user can write there: chmod o-w it"):
+        FileTransport(tmp_path / "shared")
+    (tmp_path / "shared").chmod(0o2770)
+    FileTransport(tmp_path / "shared").put(b"of a group")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir],
+    ids=["pipe", "link", "folder"],
+)
+def test_what_is_no_file_is_not_read(transport, tmp_path, kind):
+    """A pipe that nobody writes to would be waited for for ever."""
+    ref = transport.put(b"model")
+    (path,) = (tmp_path / "models").iterdir()
+    path.unlink()
+    kind(path)
+    failed = []
+
+    def read():
+        try:
+            transport.get(ref)
+        except TransportError as error:
+            failed.append(error)
+
+    reading = threading.Thread(target=read, daemon=True)
+    reading.start()
+    reading.join(30)
+    assert failed
