@@ -524,6 +524,23 @@ DEFENCES = [
         "a site's word",
     ),
     Defence(
+        "an update that a site puts again once it is evicted",
+        (
+            Change(
+                "fl/transport/hub.py",
+                "self._delete(self._object(ref))",
+                "name = self._object(ref); self._delete(name); self._granted.discard(name)",
+            ),
+        ),
+        (
+            (
+                "tests/transport/test_hub.py",
+                "what_a_site_puts_again_after_its_eviction_goes_with_the_run",
+            ),
+        ),
+        "a site's word",
+    ),
+    Defence(
         "a pipe in place of an update, in a folder that sites and server share",
         (Change("fl/transport/file.py", "buffering=0, opener=_regular)", "buffering=0)"),),
         (("tests/transport/test_file.py", "what_is_no_file_is_not_read[pipe]"),),

@@ -159,16 +159,15 @@ class HubTransport:
         }
 
     def close(self) -> None:
-        """Take back what was granted and never evicted: tasks that were lost may have put it."""
-        for name in list(self._granted):
-            with suppress(TransportError):  # what cannot be reached now is left
+        """Take back all that was granted: who was lost may have put it, or put it again since."""
+        with suppress(TransportError):  # what cannot be reached now is left
+            for name in list(self._granted):
                 self._delete(name)
         self._parts.close()
 
     def _delete(self, name: str) -> None:
         with suppress(GoneError):
             self._parts.ask("DELETE", self._signed("DELETE", name))
-        self._granted.discard(name)
 
     def _object(self, ref: Ref) -> str:
         """An object's name: one of ours, whatever a site says."""

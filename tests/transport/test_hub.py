@@ -139,6 +139,17 @@ def test_a_site_puts_no_more_than_it_was_granted(transport, server, certified):
     assert server.left() == []
 
 
+def test_what_a_site_puts_again_after_its_eviction_goes_with_the_run(server, small):
+    transport = HubTransport(server.configs)
+    site = SignedHub(transport.grant(5))
+    transport.evict(site.put(b"model"))
+    site.put(b"model")  # its grant lasts a week
+    site.close()
+    assert len(server.left()) == 1
+    transport.close()
+    assert server.left() == []
+
+
 def test_a_longer_part_than_the_reference_says_is_not_read(transport, server):
     ref = transport.put(b"model")
     (server.objects / "fl" / ref.key["object"] / "0").write_bytes(b"model and more")
