@@ -541,6 +541,17 @@ DEFENCES = [
         "a site's word",
     ),
     Defence(
+        "an upload to a bucket that a site names and never completes",
+        (Change("fl/transport/s3.py", "if upload is not None:", "if False:"),),
+        (
+            (
+                "tests/transport/test_s3.py",
+                "an_upload_that_a_site_never_completes_goes_with_its_eviction",
+            ),
+        ),
+        "a site's word",
+    ),
+    Defence(
         "a pipe in place of an update, in a folder that sites and server share",
         (Change("fl/transport/file.py", "buffering=0, opener=_regular)", "buffering=0)"),),
         (("tests/transport/test_file.py", "what_is_no_file_is_not_read[pipe]"),),

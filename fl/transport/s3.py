@@ -144,7 +144,8 @@ class S3Transport:
         try:
             return site.put(*pieces)
         except TransportError:
-            self._abort(grant["object"])
+            with suppress(TransportError):
+                self._remove(grant["object"])
             raise
         finally:
             site.close()
@@ -159,9 +160,7 @@ class S3Transport:
 
     def evict(self, ref: Ref) -> None:
         """See `Transport.evict`."""
-        name = self._object(ref)
-        self._call("delete_object", Key=name)
-        self._uploads.pop(name, None)
+        self._remove(self._object(ref))
 
     def grant(self, size: int) -> dict[str, Any]:
         """See `Transport.grant`: URLs for the parts, and for what follows them.
@@ -195,16 +194,18 @@ class S3Transport:
     def close(self) -> None:
         """Take back what was granted and never evicted: tasks that were lost may have put it."""
         for name in list(self._uploads):
-            self._abort(name)
+            with suppress(TransportError):  # what cannot be reached now is left
+                self._remove(name)
         self._client.close()
 
-    def _abort(self, name: str) -> None:
-        """End an upload, and whatever came of it; what cannot be reached now is left."""
-        upload = self._uploads.pop(name)
-        with suppress(TransportError):  # one that was completed is no upload any more
-            self._call("abort_multipart_upload", Key=name, UploadId=upload)
-        with suppress(TransportError):
-            self._call("delete_object", Key=name)
+    def _remove(self, name: str) -> None:
+        """End an object's upload, whose parts would live on unseen, and whatever came of it."""
+        upload = self._uploads.get(name)
+        if upload is not None:
+            with suppress(TransportError):  # one that was completed is no upload any more
+                self._call("abort_multipart_upload", Key=name, UploadId=upload)
+        self._call("delete_object", Key=name)
+        self._uploads.pop(name, None)
 
     def _object(self, ref: Ref) -> str:
         """An object's name: one of ours, whatever a site says."""

@@ -147,6 +147,16 @@ def test_models_go_down_and_updates_come_up_without_a_key_at_the_site(transport,
     site.close()
 
 
+def test_an_upload_that_a_site_never_completes_goes_with_its_eviction(transport, client):
+    grant = transport.grant(5)
+    site = parts.Parts("S3", {})
+    site.ask("PUT", grant["parts"][0], b"model")
+    site.close()
+    assert len(left(client)) == 1
+    transport.evict(Ref("s3", {"object": grant["object"]}, 5, digest(b"model")))
+    assert left(client) == []
+
+
 @pytest.mark.parametrize("length", [0, 1, PART])
 def test_lengths_at_the_edges(transport, length):
     data = os.urandom(length)
