@@ -276,6 +276,11 @@ DEFENCES = [
         "a site's owner",
     ),
     Defence(
+        "a signature of the hub's in a bug report",
+        (Change("templates/site/collect.py", "s|X-Amz-Signature", "none"),),
+        (("tests/deploy/test_collect.py", "a_url_of_the_hub_is_packed_without_its_signature"),),
+    ),
+    Defence(
         "a stolen secret, with another function, a pickle, or source tagged as code",
         (
             Change(

@@ -33,6 +33,7 @@ PATTERNS = [
     r"(://[^\s:/@]*:)[^\s@/]+(?=@)",
     r"((?:access|refresh|id)_token[\"']?\s*[:=]\s*[\"']?)[\w.~+/=-]+",
     r"((?:secret|password)[\"']?\s*[:=]\s*[\"']?)[\w.~+/=-]+",
+    r"([?&](?:s|X-Amz-Signature)=)[\w.~+/=%-]+",
 ]
 REDACTED = r"\g<1>[redacted]"
 

@@ -50,6 +50,17 @@ def test_logs_are_packed_without_secrets(site):
     )
 
 
+def test_a_url_of_the_hub_is_packed_without_its_signature(site):
+    """nginx writes the request into its error log where the disk is full, for one."""
+    (site / "logs/hub.log").write_text(
+        '[crit] 1#1: *1 pwrite() failed (28: No space left on device), request: "PUT /fl/0f/0'
+        '?e=1764439800&s=mtwpz-1Y_gl8AGOc7Qf9kw HTTP/1.1", host: "hub:8443"\n'
+    )
+    log = collect(site)[1]["logs/hub.log"]
+    assert '/fl/0f/0?e=1764439800&s=[redacted] HTTP/1.1", host' in log
+    assert "mtwpz" not in log
+
+
 def test_unchanged_logs_give_the_same_archive(site):
     assert collect(site)[0] == collect(site)[0]
 
