@@ -123,7 +123,7 @@ class TrainConfigs(Section):
     """Shuffle the training set every epoch, from the run's seed."""
     train_drop_last: bool = False
     """Leave out the last, smaller minibatch."""
-    num_workers: Annotated[int, Field(ge=0)] = 0
+    num_workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Processes that load data, 0 for none."""
     device: str = "cpu"
     """A torch device: cpu, cuda, cuda:0, xpu, mps; or auto, the first of cuda, xpu, mps, cpu."""

@@ -100,6 +100,7 @@ def set_key(path, value):
         ("clients.0.endpoint_id", "not-a-uuid", "should be a valid UUID or 'local', not"),
         ("server_configs.num_clients", 3, "lists 2"),
         ("server_configs.round_deadline", float("inf"), "should be a finite number"),
+        ("client_configs.train_configs.num_workers", 50_000, "should be less than or equal to 64"),
         ("client_configs.model_configs.seed", 10**24, "should be less than"),
         ("server_configs.min_clients", 5, "min_clients must be at most"),
         ("server_configs.server_validation", True, "needs data_configs"),
