@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -253,8 +254,14 @@ def _of_round(event: RoundEnded) -> dict[str, float | None]:
         **{f"aggregator/{name}": number for name, number in event.aggregator.items()},
     }
     for update in event.updates:
-        found |= {f"sites/{update.client_id}/{name}": n for name, n in update.metrics.items()}
+        named = {_taken(name): number for name, number in update.metrics.items()}
+        found |= {f"sites/{update.client_id}/{name}": number for name, number in named.items()}
     return found
+
+
+def _taken(name: str) -> str:
+    """A site's name for a metric as MLflow takes it: another would cost the run its tracker."""
+    return re.sub(r"\W", "_", name) or "_"
 
 
 def _of_evaluation(event: SitesEvaluated) -> dict[str, float | None]:

@@ -546,6 +546,12 @@ DEFENCES = [
         "a site's word",
     ),
     Defence(
+        "a site's name for a metric that a tracker does not take",
+        (Change("fl/trackers.py", r're.sub(r"\W", "_", name) or "_"', "name"),),
+        (("tests/test_trackers.py", "a_name_that_a_site_makes_up_is_one_that_trackers_take"),),
+        "a site's word",
+    ),
+    Defence(
         "an upload to a bucket that a site names and never completes",
         (Change("fl/transport/s3.py", "if upload is not None:", "if False:"),),
         (

@@ -48,6 +48,18 @@ def test_a_round_as_numbers():
     }
 
 
+def test_a_name_that_a_site_makes_up_is_one_that_trackers_take():
+    metrics = {"a?b": 1.0, "../../x": 2.0, "": 3.0, "val_loss": 4.0}
+    found = numbers_of(replace(ENDED, updates=[replace(UPDATE, metrics=metrics)]))
+    of_site = {name: number for name, number in found.items() if name.startswith("sites/")}
+    assert of_site == {
+        "sites/site-a/a_b": 1.0,
+        "sites/site-a/______x": 2.0,
+        "sites/site-a/_": 3.0,
+        "sites/site-a/val_loss": 4.0,
+    }
+
+
 def test_what_sites_found_as_numbers():
     found = {"site-a": SiteEvaluation(0.5, 0.75, 8)}
     assert numbers_of(SitesEvaluated(1, 2, 0.5, 0.75, 8, found)) == {
