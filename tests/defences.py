@@ -533,8 +533,8 @@ DEFENCES = [
         (
             Change(
                 "fl/transport/hub.py",
-                "self._delete(self._object(ref))",
-                "name = self._object(ref); self._delete(name); self._granted.discard(name)",
+                "self._evicted.append(name)",
+                "pass",
             ),
         ),
         (

@@ -16,6 +16,7 @@ import re
 import ssl
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -27,10 +28,12 @@ from requests.adapters import HTTPAdapter
 from fl.config import HubConfigs
 from fl.tensors import Data, size
 from fl.transport.base import GoneError, Ref, TransportError, wrong_way
-from fl.transport.parts import PART_BYTES, THREADS, VALID_SECONDS, Parts
+from fl.transport.parts import PART_BYTES, THREADS, VALID_SECONDS, Parts, side_by_side
 
 NAME = "hub"
 OBJECT = re.compile(r"[0-9a-f]{32}")
+AGAIN = 256
+"""The last objects are deleted once more at the end, so many: for days a site may put one again."""
 REFUSALS = {
     403: "the hub does not take this URL: does it hold another secret than the server's?",
     410: "the URL has expired",
@@ -105,6 +108,7 @@ class HubTransport:
         self._ca = base64.b64encode(certificates.encode()).decode()
         self._address = configs.hub_url.rstrip("/")
         self._granted: set[str] = set()
+        self._evicted: deque[str] = deque(maxlen=AGAIN)
         self._parts = connect(configs.hub_url, self._ca)
         with suppress(GoneError):  # an object that is not there: the hub is ours
             self._parts.ask("DELETE", self._signed("DELETE", uuid.uuid4().hex))
@@ -159,15 +163,17 @@ class HubTransport:
         }
 
     def close(self) -> None:
-        """Take back all that was granted: who was lost may have put it, or put it again since."""
+        """Take back what was granted: who was lost may have put it, or put it again since."""
         with suppress(TransportError):  # what cannot be reached now is left
-            for name in list(self._granted):
-                self._delete(name)
+            for _ in side_by_side(self._delete, [*self._granted, *self._evicted]):
+                pass
         self._parts.close()
 
     def _delete(self, name: str) -> None:
         with suppress(GoneError):
             self._parts.ask("DELETE", self._signed("DELETE", name))
+        self._granted.discard(name)
+        self._evicted.append(name)
 
     def _object(self, ref: Ref) -> str:
         """An object's name: one of ours, whatever a site says."""
