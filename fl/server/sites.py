@@ -61,11 +61,14 @@ failed is still being taken down, and what is sent to it then is lost."""
 
 WAY_ATTEMPTS = 5
 WAY_PAUSE_SECONDS = 10.0
-"""The same where a way for models was interrupted, the pause twice as long each time: 150 s in all.
-Cron looks at an endpoint every minute, and gives one that does not answer half a minute more."""
+"""The same where a way for models was interrupted or a worker's block ends, the pause twice as long
+each time: 150 s in all. Cron looks at an endpoint every minute, and gives one that does not answer
+half a minute more. A worker whose block ends takes tasks to its end, `block_margin` or longer."""
 
-GONE, UNREACHABLE = GoneError.__name__, UnreachableError.__name__
-PASSING = (UNREACHABLE, GONE, BlockEnded.__name__)
+GONE = GoneError.__name__
+SLOW = (UnreachableError.__name__, BlockEnded.__name__)
+"""Failures at a site that a try at once would meet again."""
+PASSING = (*SLOW, GONE)
 """Failures at a site that another try may mend: its way for models was interrupted, the model was
 lost with the server's endpoint, or its batch job ended before the first step."""
 
@@ -522,7 +525,7 @@ class Sites:
 def _patience_after(error: FederationError, losses: int) -> tuple[int, float]:
     """How many losses are borne, and the seconds until a site is asked again."""
     kind = error.kind if isinstance(error, SiteError) else type(error).__name__
-    if kind == UNREACHABLE:
+    if kind in SLOW:
         return WAY_ATTEMPTS, WAY_PAUSE_SECONDS * 2.0 ** (losses - 1)
     return ATTEMPTS, PAUSE_SECONDS * losses
 
