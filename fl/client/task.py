@@ -12,7 +12,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -37,6 +37,7 @@ from fl.client import (
     unclaimed,
 )
 from fl.client.admission import admitted
+from fl.client.budget import BlockEnded
 from fl.client.check import prove
 from fl.client.corrections import Controlled, Correction, Proximal
 from fl.client.policy import PolicyRefusal, may_tell, site_policy, told
@@ -93,8 +94,9 @@ def train(wanted: TrainRequest) -> dict[str, Any]:
 
     Returns:
         `update` (a Ref), `num_samples`, `num_validation_samples` (where the model was evaluated
-        before training), `steps`, `stopped` (`budget`, or `block` where the worker's block ends:
-        then without validation), `metrics`, `seconds` by phase, and `job`.
+        before training), `steps`, `stopped` (`budget`, or `block` where the worker's block ends),
+        `metrics` (of the trained model none where the block leaves no time for that), `seconds` by
+        phase, and `job`.
 
     Raises:
         BlockEnded: The worker's block leaves no time for a step.
@@ -115,17 +117,18 @@ def train(wanted: TrainRequest) -> dict[str, Any]:
                 local_dp.require_parameters(model, received)
             correction = _correction(wanted, model, received, controls)
         seed = _seed(wanted.model_configs.seed, wanted.client_id, wanted.round)
-        before = _before(configs, model, validation_set, seed, phases)
+        until = _until(configs.block_margin, phases.seconds["get"])
+        before = _before(configs, model, validation_set, seed, until, phases)
         metrics = _metrics("pre_val", before) if before else {}
         with phases("train"):
-            until = _until(configs.block_margin, phases.seconds["get"])
             training = _trained(wanted, model, train_set, received, correction, record, seed, until)
             metrics["train_loss"] = training.loss
             metrics |= _price(wanted, training)
             update = _update(wanted, model, received, correction)
         if configs.do_validation and validation_set is not None and training.stopped == "budget":
-            with phases("validate"):
-                metrics |= _metrics("val", trainer.evaluate(model, validation_set, configs))
+            with phases("validate"), suppress(BlockEnded):  # the update is worth more
+                after = trainer.evaluate(model, validation_set, configs, until=until)
+                metrics |= _metrics("val", after)
         with phases("put"):
             coded = pieces(_coded(wanted, update, training.num_samples, phases.seconds["get"]))
             sent = _put(wanted, _sealed(wanted, coded))
@@ -146,6 +149,7 @@ def _before(
     model: nn.Module,
     validation_set: Dataset[Any] | None,
     seed: int,
+    until: float | None,
     phases: _Phases,
 ) -> trainer.Evaluation | None:
     """What the model is worth before it is trained, where that is asked for."""
@@ -153,7 +157,7 @@ def _before(
         return None
     with phases("pre_validate"):
         seed_all(seed)
-        return trainer.evaluate(model, validation_set, configs)
+        return trainer.evaluate(model, validation_set, configs, until=until)
 
 
 def _trained(

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from fl.client import budget, data, devices, dp_sgd, site_code
-from fl.client.budget import Stopped
+from fl.client.budget import BlockEnded, Stopped
 from fl.client.corrections import Correction
 from fl.client.frozen import require_base
 from fl.client.ranks import ALONE, Ranks
@@ -318,7 +318,9 @@ class _Descent:
             self._scheduler.step()
 
 
-def evaluate(model: nn.Module, dataset: Dataset[Any], configs: TrainConfigs) -> Evaluation:
+def evaluate(
+    model: nn.Module, dataset: Dataset[Any], configs: TrainConfigs, *, until: float | None = None
+) -> Evaluation:
     """Evaluate a classifier.
 
     Args:
@@ -326,6 +328,7 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], configs: TrainConfigs) -> 
         dataset: Samples of (input, label); labels are class indices, one a sample or, as for the
             characters of a text, one a place.
         configs: Loss, device and batch size.
+        until: Unix seconds by which it must have ended, or None.
 
     Returns:
         Mean loss over samples and accuracy over labels, 0 where those are no class indices.
@@ -333,6 +336,7 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], configs: TrainConfigs) -> 
     Raises:
         TrainingError: The set is empty, the loss is unknown, or the model does not take the data.
         DeviceError: The device is not here.
+        BlockEnded: There is no time for the whole set.
     """
     if data.count(dataset) == 0:
         raise TrainingError("no samples to evaluate on")
@@ -340,9 +344,10 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], configs: TrainConfigs) -> 
     model.to(device).eval()
     loss_fn = _loss(configs).to(device)
     loss, correct, labelled, seen = 0.0, 0, 0, 0
-    metric = _Metric(configs)
+    metric, batches = _Metric(configs), data.validation_batches(dataset, configs)
+    left = budget.Countdown(steps=len(batches), until=until)
     with torch.no_grad():
-        for inputs, labels in _read(data.validation_batches(dataset, configs)):
+        for inputs, labels in _read(budget.within(left, batches)):
             with _naming(inputs, labels):
                 outputs, expected = model(inputs.to(device)), labels.to(device)
                 loss += _scalar(loss_fn(outputs, expected)).item() * len(labels)
@@ -352,6 +357,8 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], configs: TrainConfigs) -> 
             labelled += labels.numel()
             seen += len(labels)
             metric.add(labels, outputs)
+    if left.stopped == "block":
+        raise BlockEnded("this worker's block ends before the validation set does")
     return Evaluation(loss / seen, correct / labelled, seen, metric.value())
 
 

@@ -74,6 +74,45 @@ def test_a_block_that_ends_gets_what_was_done(site, monkeypatch):
     assert "val_loss" not in result["metrics"]  # no time is left for it
 
 
+VALIDATION = """
+from torch.utils.data import Dataset
+from fl.client import budget
+class Slow(Dataset):
+    def __len__(self):
+        return 32
+    def __getitem__(self, index):
+        budget.time.now += 10
+        return load()[0][index]
+def load_slowly():
+    return load()[0], Slow()
+"""
+
+
+@pytest.fixture
+def slow_site(site, clock, monkeypatch):
+    """A site whose validation takes 320 s; its block ends in 100 s, training in 70 s."""
+    with (site.code / "data.py").open("a") as file:
+        file.write(VALIDATION)
+    monkeypatch.setenv("FL_BLOCK_END", str(clock.time() + 100))
+    return site
+
+
+def test_validation_ends_before_the_block_does(slow_site, clock):
+    configs = {"do_validation": True, "val_batch_size": 1}
+    result = slow_site.result(train_configs=configs, data=("load_slowly", {}))
+    assert 1020 < clock.now <= 1070
+    assert result["stopped"] == "budget"
+    assert result["update"]["size"] > 0
+    assert set(result["metrics"]) == {"train_loss"}
+
+
+def test_no_time_is_left_for_training_by_what_comes_before_it(slow_site, clock):
+    configs = {"do_pre_validation": True, "val_batch_size": 1}
+    error = slow_site.answer(train_configs=configs, data=("load_slowly", {}))["error"]
+    assert 1020 < clock.now <= 1070
+    assert error["type"] == "BlockEnded"
+
+
 def test_a_block_without_time_for_a_step_says_so(site, monkeypatch):
     monkeypatch.setenv("FL_BLOCK_END", str(time.time() + 5))
     error = site.answer(train_configs={})["error"]  # the margin is 30 s
