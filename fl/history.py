@@ -7,6 +7,7 @@ means nothing to this version is named.
 from __future__ import annotations
 
 import fcntl
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,20 @@ class History:
     tasks: list[SentTask]
     changes: list[StateChange]
     log: list[LogLine]
+
+
+def merit(accuracy: float | None, loss: float | None) -> tuple[float, float]:
+    """What models are compared by: their accuracy, and of equal ones the loss.
+
+    Args:
+        accuracy: At the server; None of a model that was not evaluated.
+        loss: Likewise.
+
+    Returns:
+        The greater, the better; what is not known, or no finite number, is the worst.
+    """
+    cost = math.inf if loss is None or not math.isfinite(loss) else loss
+    return -math.inf if accuracy is None else accuracy, -cost
 
 
 def find_run(folder: Path) -> Path:

@@ -22,7 +22,7 @@ from fl.client.frozen import base_digest
 from fl.config import Federation
 from fl.config_files import read_federation
 from fl.errors import FederationError
-from fl.history import LogLine, Owner
+from fl.history import LogLine, Owner, merit
 from fl.sealing import ServerKeys
 from fl.server import checkpoint
 from fl.server.checkpoint import SiteMemory, Snapshot
@@ -88,8 +88,7 @@ class Record:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.run_id = folder.name
-        self._accuracy: float | None = None
-        self._best: float | None = None
+        self._merit = self._best = merit(None, None)
         self._frozen: Tensors = {}
         self._appended: dict[str, TextIO] = {}
         try:
@@ -212,8 +211,8 @@ class Record:
             told = [line for line in evaluated if line["during"] <= snapshot.version]
             text = "".join(json.dumps(line) + "\n" for line in told)
             self._replace("evaluations.jsonl", text.encode())
-        known = [line["accuracy"] for line in kept if line["accuracy"] is not None]
-        self._best = max(known, default=None)
+        merits = (merit(line["accuracy"], line["loss"]) for line in kept)
+        self._best = max(merits, default=merit(None, None))
         return snapshot
 
     def losses(self) -> list[float | None]:
@@ -257,7 +256,7 @@ class Record:
             case SiteChanged():
                 self._append("sites.jsonl", {"at": now, **asdict(event)})
             case RoundEnded():
-                self._accuracy = event.accuracy
+                self._merit = merit(event.accuracy, event.loss)
                 line = {"at": now, **asdict(event), "loss": _finite(event.loss)}
                 line["aggregator"] = {key: _finite(n) for key, n in event.aggregator.items()}
                 self._append("metrics.jsonl", line)
@@ -314,9 +313,9 @@ class Record:
             CheckpointError: It cannot be written.
         """
         # The best first: who resumes from the checkpoint believes that it is there.
-        if self._accuracy is not None and (self._best is None or self._accuracy > self._best):
+        if self._merit > self._best:
             self._replace("best.safetensors", *self._whole(snapshot.weights))
-            self._best = self._accuracy
+            self._best = self._merit
         checkpoint.save(self.folder / "checkpoint.safetensors", snapshot)
 
     def model(self) -> Tensors:

@@ -122,6 +122,17 @@ def test_the_best_model_is_there_whenever_a_checkpoint_says_so(record, tmp_path,
     assert torch.equal(decode((tmp_path / "best.safetensors").read_bytes())["w"], weights["w"])
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_of_equal_accuracies_the_lowest_loss_is_the_best(record, tmp_path, again):
+    """Of a regression no accuracy is ever above 0."""
+    for number, loss in enumerate([0.5, math.nan, 0.2, 0.3], start=1):
+        record(RoundEnded(number, loss, 0.0, [], [], 0, 0, {}, {}))
+        record.keep(Snapshot(number, {"w": torch.tensor([number])}, {}, {}, {}))
+        if again:
+            record.snapshot()
+    assert decode((tmp_path / "best.safetensors").read_bytes())["w"] == 3
+
+
 def test_a_model_that_the_disk_has_no_room_for_leaves_nothing(record, tmp_path):
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, unlimited[1]))

@@ -351,15 +351,22 @@ def evaluate(
             with _naming(inputs, labels):
                 outputs, expected = model(inputs.to(device)), labels.to(device)
                 loss += _scalar(loss_fn(outputs, expected)).item() * len(labels)
-                found = outputs.argmax(dim=1)
-                if found.shape == expected.shape:  # or they would be compared each with each
-                    correct += int((found == expected).sum().item())
+                correct += _correct(outputs, expected)
             labelled += labels.numel()
             seen += len(labels)
             metric.add(labels, outputs)
     if left.stopped == "block":
         raise BlockEnded("this worker's block ends before the validation set does")
     return Evaluation(loss / seen, correct / labelled, seen, metric.value())
+
+
+def _correct(outputs: torch.Tensor, labels: torch.Tensor) -> int:
+    """How many labels have the largest output; none where they are no class indices."""
+    if outputs.ndim < 2:
+        return 0
+    found = outputs.argmax(dim=1)
+    # Of another shape, each would be compared with each.
+    return int((found == labels).sum().item()) if found.shape == labels.shape else 0
 
 
 class _Metric:

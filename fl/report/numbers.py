@@ -17,7 +17,7 @@ from typing import Any
 from fl.config import Client, Federation
 from fl.config_files import read_federation
 from fl.errors import FederationError
-from fl.history import EndedRound, EvaluatedModel, History, read_history
+from fl.history import EndedRound, EvaluatedModel, History, merit, read_history
 from fl.server.events import UpdateReceived
 from fl.transport import WAYS
 
@@ -135,9 +135,9 @@ class Run:
 
     @property
     def best(self) -> EndedRound | None:
-        """The round with the best accuracy at the server."""
+        """The round with the best model by what the server found of it."""
         known = [ended for ended in self.ended if ended.accuracy is not None]
-        return max(known, key=lambda ended: ended.accuracy or 0.0, default=None)
+        return max(known, key=lambda ended: merit(ended.accuracy, ended.loss), default=None)
 
     @property
     def measured(self) -> list[str]:

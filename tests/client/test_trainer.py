@@ -181,6 +181,19 @@ def test_a_loss_over_numbers_has_no_accuracy_beyond_1():
     assert evaluate(nn.Linear(4, 1), numbers, configs).accuracy == 0
 
 
+def test_a_model_of_one_number_a_sample_is_trained_and_evaluated():
+    torch.manual_seed(1)
+    inputs, labels = dataset().tensors
+    numbers = TensorDataset(inputs, labels.float())
+    model = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))
+    configs = TrainConfigs(loss_fn="BCEWithLogitsLoss", num_local_epochs=5, optim_args={"lr": 0.5})
+    before = evaluate(model, numbers, configs)
+    train(model, numbers, configs, seed=0)
+    after = evaluate(model, numbers, configs)
+    assert after.loss < before.loss
+    assert after.accuracy == 0
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -141,6 +141,14 @@ def test_a_run_is_read_while_it_goes_on(run):
     assert [missing.round for missing in found.missing] == [2]
 
 
+def test_of_equal_accuracies_the_lowest_loss_is_the_best(run):
+    for number in (1, 2):
+        run.play(number)
+    found = read_run(run.folder)
+    found.ended[:] = [dataclasses.replace(ended, accuracy=0.0) for ended in found.ended]
+    assert found.best.round == 2
+
+
 def test_metrics_that_are_no_numbers_are_left_out_of_plots(run):
     run.begin(1)
     run.end(1, [run.answer(1, "a", val_loss=1 / 3)])
