@@ -3,13 +3,15 @@
 Both sides know the format from the configuration, and the server knows the layout, so that an
 update says nothing about its own sizes that would have to be believed. Only floating tensors of
 more numbers than `param_cutoff` are changed, and by top-k only where that makes them smaller; the
-rest travels as it is.
+rest travels as it is. No number of a buffer pays for others, as by top-k and int8: a running
+variance must not fall below 0.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 
 import torch
 import zstandard
@@ -30,12 +32,17 @@ LEVEL = 1
 NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 
 
-def compress(tensors: Mapping[str, torch.Tensor], configs: CompressorConfigs) -> Tensors:
+def compress(
+    tensors: Mapping[str, torch.Tensor],
+    configs: CompressorConfigs,
+    buffers: AbstractSet[str] = frozenset(),
+) -> Tensors:
     """An update as it travels.
 
     Args:
         tensors: The update; any dtype and device.
         configs: The format; `auto` is decided before, by `fl.client.codec.chosen`.
+        buffers: Names of the model's tensors that are no parameters.
 
     Returns:
         Tensors to encode: each under its own name, narrower or as a zstd frame (uint8), and
@@ -46,23 +53,30 @@ def compress(tensors: Mapping[str, torch.Tensor], configs: CompressorConfigs) ->
         TensorsError: A number is not finite, or too large for the format.
     """
     coded: Tensors = {}
+    of_buffers = _of_buffers(configs)
     for name, tensor in tensors.items():
-        if not is_changed(tensor, configs):
+        its = of_buffers if name in buffers else configs
+        if not is_changed(tensor, its):
             coded[name] = tensor
             continue
         values = tensor.detach().cpu()
-        if configs.top_k is not None:
-            coded[name], coded[INDEX + name] = _largest(name, values, configs.top_k)
+        if its.top_k is not None:
+            coded[name], coded[INDEX + name] = _largest(name, values, its.top_k)
             continue
-        if configs.lossy_compressor == "int8":
+        if its.lossy_compressor == "int8":
             values, coded[SCALE + name] = _quantized(name, values)
-        elif configs.lossy_compressor is not None:
-            values = _cast(name, values, configs.lossy_compressor)
-        coded[name] = _deflated(values) if configs.lossless_compressor == "zstd" else values
+        elif its.lossy_compressor is not None:
+            values = _cast(name, values, its.lossy_compressor)
+        coded[name] = _deflated(values) if its.lossless_compressor == "zstd" else values
     return coded
 
 
-def decompress(coded: Tensors, layout: Tensors, configs: CompressorConfigs) -> Tensors:
+def decompress(
+    coded: Tensors,
+    layout: Tensors,
+    configs: CompressorConfigs,
+    buffers: AbstractSet[str] = frozenset(),
+) -> Tensors:
     """What `compress` was given, as far as the format keeps it.
 
     Args:
@@ -70,6 +84,7 @@ def decompress(coded: Tensors, layout: Tensors, configs: CompressorConfigs) -> T
         layout: Tensors of the names, shapes and dtypes that are expected. No more memory is taken
             than they have.
         configs: The format.
+        buffers: As `compress` was given them.
 
     Returns:
         Tensors in the dtypes of `layout`; those that travel as they are, as they came.
@@ -79,15 +94,17 @@ def decompress(coded: Tensors, layout: Tensors, configs: CompressorConfigs) -> T
     """
     left = dict(coded)
     tensors: Tensors = {}
+    of_buffers = _of_buffers(configs)
     for name, like in layout.items():
+        its = of_buffers if name in buffers else configs
         if name not in left:
             raise TensorsError(f"tensors missing or unknown: {name}")
         values = left.pop(name)
-        if is_changed(like, configs) and configs.top_k is not None:
-            values = _dense(name, values, left.pop(INDEX + name, None), like, configs.top_k)
-        elif is_changed(like, configs):
-            dtype = NARROW.get(configs.lossy_compressor or "", like.dtype)
-            if _is_frame(values, configs):
+        if is_changed(like, its) and its.top_k is not None:
+            values = _dense(name, values, left.pop(INDEX + name, None), like, its.top_k)
+        elif is_changed(like, its):
+            dtype = NARROW.get(its.lossy_compressor or "", like.dtype)
+            if _is_frame(values, its):
                 values = _inflated(name, values, like.shape, dtype)
             _require(name, values, like.shape, dtype)
             if dtype == torch.int8:
@@ -107,6 +124,13 @@ def is_changed(tensor: torch.Tensor, configs: CompressorConfigs) -> bool:
         and tensor.numel() > configs.param_cutoff
         and (configs.top_k is None or _is_smaller(tensor, configs.top_k))
     )
+
+
+def _of_buffers(configs: CompressorConfigs) -> CompressorConfigs:
+    """The format of buffers."""
+    if configs.top_k is None and configs.lossy_compressor != "int8":
+        return configs
+    return configs.model_copy(update={"top_k": None, "lossy_compressor": None})
 
 
 def _is_smaller(tensor: torch.Tensor, share: float) -> bool:

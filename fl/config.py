@@ -76,7 +76,7 @@ class TrainConfigs(Section):
     num_local_seconds: Seconds = 60.0
     """Seconds of training a round, with `mode: seconds`; such rounds do not repeat exactly."""
     block_margin: Seconds = 30.0
-    """Seconds before its block's end at which a task stops its work, to send what it has trained."""
+    """Seconds before its block's end at which a task stops, to send what it has trained."""
     optim: str = "SGD"
     """Name of a class in `torch.optim`."""
     optim_args: Arguments = {"lr": 0.01}

@@ -87,6 +87,18 @@ def test_small_tensors_travel_as_they_are():
     assert not torch.equal(copy["weight"], original["weight"])
 
 
+@pytest.mark.parametrize("lossless", [None, "zstd"])
+def test_a_buffers_number_pays_for_no_other_ones_scale(lossless):
+    """A variance that falls from 1 to 0.01, beside one that rises far, would be below 0."""
+    original = {"w": torch.randn(64), "bn.running_var": torch.full((64,), -0.99)}
+    original["bn.running_var"][0] = 44.45
+    format_, buffers = configs("int8", lossless), {"bn.running_var"}
+    sent = decode(encode(compress(original, format_, buffers)))
+    copy = decompress(sent, original, format_, buffers)
+    assert torch.equal(copy["bn.running_var"], original["bn.running_var"])
+    assert not torch.equal(copy["w"], original["w"])
+
+
 def test_updates_get_smaller():
     update = {"w": torch.randn(100_000) * 1e-3}
     sizes = {lossy: len(encode(compress(update, configs(lossy)))) for lossy in LOSSY}

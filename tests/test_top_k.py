@@ -88,7 +88,7 @@ def test_what_is_not_finite_is_named():
 def send(tmp_path, monkeypatch):
     monkeypatch.setenv("FL_SITE_STATE", str(tmp_path / "state"))
 
-    def _send(update, round_number, version, run="run", client="a"):
+    def _send(update, round_number, version, run="run", client="a", buffers=frozenset()):
         coded = compress_with_feedback(
             update,
             configs(0.1),
@@ -97,8 +97,9 @@ def send(tmp_path, monkeypatch):
             round_number=round_number,
             version=version,
             saved=version,
+            buffers=buffers,
         )
-        return decompress(coded, update, configs(0.1))
+        return decompress(coded, update, configs(0.1), buffers)
 
     return _send
 
@@ -113,6 +114,15 @@ def test_what_was_left_out_comes_later(send):
     wanted = 40 * update["w"]
     assert ((total - wanted).abs() / wanted).max() < 0.5  # at most some rounds are owed
     assert torch.count_nonzero(plain) == 5  # without feedback the others never move
+
+
+def test_a_variance_does_not_fall_below_0(send):
+    """What is owed of it counts the same fall twice."""
+    var = torch.ones(50)
+    for number in range(1, 11):
+        update = {"w": torch.randn(50), "var": 0.1 - var}
+        var += send(update, number, number - 1 or None, buffers={"var"})["var"]
+        assert var.min() >= 0
 
 
 def test_a_lost_update_is_as_if_it_had_never_been(send):
@@ -148,25 +158,50 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path, monkeypatch):
         run.Algorithm(files.load(), files.server)
 
 
-def test_a_run_sends_the_largest_alone_and_keeps_the_rest(tmp_path, monkeypatch):
-    def change(server, clients):
-        compressor = {"enable_compression": True, "top_k": 0.1, "param_cutoff": 8}
-        server["client_configs"]["comm_configs"] = {"compressor_configs": compressor}
-        server["client_configs"]["model_configs"]["model_kwargs"] = {"width": 256}
-        server["server_configs"]["num_global_epochs"] = 3
+NORMED = """
+def Normed(width):
+    return nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.Linear(width, 2))
+"""
 
-    experiment.write(tmp_path, change)
-    monkeypatch.setenv("FL_SITE_CODE", str(tmp_path))
-    monkeypatch.setenv("FL_SITE_STATE", str(tmp_path / "state"))
-    monkeypatch.setattr(run, "open_endpoints", lambda federation: InProcess())
-    files = Files(tmp_path / "server.yaml", tmp_path / "clients.yaml")
-    outcome = run.run(files, Console(quiet=True))
-    ended = [json.loads(line) for line in (outcome.folder / "metrics.jsonl").open()]
-    assert all(len(line["updates"]) == 2 for line in ended)
+
+@pytest.fixture
+def three_rounds(tmp_path, monkeypatch):
+    """The rounds of a run in a format."""
+
+    def _three_rounds(model, **compressor):
+        def change(server, clients):
+            format_ = {"enable_compression": True, "param_cutoff": 8, **compressor}
+            server["client_configs"]["comm_configs"] = {"compressor_configs": format_}
+            wanted = {"model_name": model, "model_kwargs": {"width": 256}}
+            server["client_configs"]["model_configs"].update(wanted)
+            server["server_configs"]["num_global_epochs"] = 3
+
+        experiment.write(tmp_path, change)
+        with (tmp_path / "code.py").open("a") as code:
+            code.write(NORMED)
+        monkeypatch.setenv("FL_SITE_CODE", str(tmp_path))
+        monkeypatch.setenv("FL_SITE_STATE", str(tmp_path / "state"))
+        monkeypatch.setattr(run, "open_endpoints", lambda federation: InProcess())
+        files = Files(tmp_path / "server.yaml", tmp_path / "clients.yaml")
+        outcome = run.run(files, Console(quiet=True))
+        ended = [json.loads(line) for line in (outcome.folder / "metrics.jsonl").open()]
+        assert all(len(line["updates"]) == 2 for line in ended)
+        return ended
+
+    return _three_rounds
+
+
+def test_a_run_sends_the_largest_alone_and_keeps_the_rest(three_rounds, tmp_path):
+    ended = three_rounds("Net", top_k=0.1)
     assert max(line["bytes_up"] for line in ended) < 0.4 * ended[0]["bytes_down"]
     # Of each site, what the last round began with and what it left.
     kept = sorted(file.name for file in (tmp_path / "state").rglob("site-a/*.safetensors"))
     assert kept == ["2.safetensors", "3.safetensors"]
+
+
+@pytest.mark.parametrize("format_", [{"top_k": 0.1}, {"lossy_compressor": "int8"}])
+def test_site_and_server_agree_about_what_buffers_are(three_rounds, format_):
+    assert len(three_rounds("Normed", **format_)) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

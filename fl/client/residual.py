@@ -8,6 +8,8 @@ used, so that what was lost on its way is as if it had never been.
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
+
 import torch
 
 from fl.client import control
@@ -25,6 +27,7 @@ def compress_with_feedback(
     round_number: int,
     version: int | None,
     saved: int | None,
+    buffers: AbstractSet[str] = frozenset(),
 ) -> Tensors:
     """An update as it travels, and the rest of it kept for the next.
 
@@ -36,6 +39,7 @@ def compress_with_feedback(
         round_number: The client's round.
         version: Its last round whose update the server has used, or None.
         saved: The same at the server's last checkpoint.
+        buffers: Names of the model's tensors that are no parameters: they travel whole.
 
     Returns:
         Tensors to encode; see `fl.compression.compress`.
@@ -45,12 +49,16 @@ def compress_with_feedback(
         TensorsError: The last one is of another model, or a number is not finite.
     """
     update = {name: tensor.detach().cpu() for name, tensor in update.items()}
-    sparse = {name: tensor for name, tensor in update.items() if is_changed(tensor, configs)}
+    sparse = {
+        name: tensor
+        for name, tensor in update.items()
+        if name not in buffers and is_changed(tensor, configs)
+    }
     none = {name: torch.zeros_like(tensor) for name, tensor in sparse.items()}
     owed = control.kept(run, client, version, saved, none)
     wanted = {name: tensor + owed[name] for name, tensor in sparse.items()}
-    coded = compress({**update, **wanted}, configs)
-    sent = decompress(coded, update, configs)
+    coded = compress({**update, **wanted}, configs, buffers)
+    sent = decompress(coded, update, configs, buffers)
     rest = {name: tensor - sent[name] for name, tensor in wanted.items()}
     control.keep(run, client, round_number, rest)
     return coded

@@ -130,8 +130,8 @@ def train(wanted: TrainRequest) -> dict[str, Any]:
                 after = trainer.evaluate(model, validation_set, configs, until=until)
                 metrics |= _metrics("val", after)
         with phases("put"):
-            coded = pieces(_coded(wanted, update, training.num_samples, phases.seconds["get"]))
-            sent = _put(wanted, _sealed(wanted, coded))
+            coded = _coded(wanted, model, update, training.num_samples, phases.seconds["get"])
+            sent = _put(wanted, _sealed(wanted, pieces(coded)))
     return {
         "job": wanted.job,
         "update": sent.to_json(),
@@ -381,15 +381,19 @@ def _price(wanted: TrainRequest, training: trainer.Training) -> dict[str, float]
     return price
 
 
-def _coded(wanted: TrainRequest, update: Tensors, num_samples: int, get_seconds: float) -> Tensors:
+def _coded(
+    wanted: TrainRequest, model: nn.Module, update: Tensors, num_samples: int, get_seconds: float
+) -> Tensors:
     """The update in its format; what top-k leaves out is kept before that."""
     configs = wanted.compressor_configs
     if wanted.masking is not None:
         return masking.masked(update, wanted, wanted.masking, num_samples)
+    # Two names of one buffer are two buffers on another device.
+    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
     if not configs.enable_compression or configs.top_k is None:
         # Of the way's speed, what the model took to come is what is known.
         speed = Ref.from_json(wanted.model).size / max(get_seconds, 1e-9)
-        return compress(update, codec.chosen(update, configs, speed))
+        return compress(update, codec.chosen(update, configs, speed), buffers)
     if wanted.update != "difference" or wanted.train_configs.trainer == "ScaffoldTrainer":
         raise RequestError("request: top_k: is of differences, and of no controls")
     return compress_with_feedback(
@@ -400,6 +404,7 @@ def _coded(wanted: TrainRequest, update: Tensors, num_samples: int, get_seconds:
         round_number=wanted.round,
         version=wanted.control_version,
         saved=wanted.control_saved,
+        buffers=buffers,
     )
 
 

@@ -357,7 +357,8 @@ class Server:
         if self._objects.is_model(ref):
             raise TransportError("its update is the model that it was sent")
         compressor = self._federation.client_configs.comm_configs.compressor_configs
-        update = decompress(decode(self._opened(this, answer)), layout, compressor)
+        data, buffers = self._opened(this, answer), self._aggregator.buffers
+        update = decompress(decode(data), layout, compressor, buffers)
         require_layout(layout, update)
         return update
 
