@@ -54,8 +54,8 @@ class AsBuilt:
     """What of a model its `state_dict` does not hold.
 
     That is: which parameters are trained, buffers that are not saved, and plain values (numbers,
-    texts, None) among its modules' attributes. What else a model keeps beside its `state_dict`,
-    such as a list that grows, is the model's own to look after.
+    texts, None) among its modules' attributes, or what was there before. What else a model keeps
+    beside its `state_dict`, such as a list that grows, is the model's own to look after.
 
     Args:
         model: The model, just built.
@@ -68,15 +68,21 @@ class AsBuilt:
     def __init__(self, model: nn.Module) -> None:
         self.model, self.base = model, base_digest(frozen(model))
         self._trained = [(tensor, tensor.requires_grad) for tensor in model.parameters()]
-        self._modules = [(module, _scalars(module), _unsaved(module)) for module in model.modules()]
+        self._modules = [
+            (module, vars(module).copy(), _scalars(module), _unsaved(module))
+            for module in model.modules()
+        ]
 
     def restore(self) -> nn.Module:
         """The model with all of that as it was built, and without gradients."""
         for tensor, trained in self._trained:
             tensor.requires_grad_(trained)
-        for module, scalars, buffers in self._modules:
-            for added in _scalars(module).keys() - scalars.keys():
-                delattr(module, added)
+        for module, built, scalars, buffers in self._modules:
+            for name in _scalars(module):
+                if name in built:
+                    vars(module)[name] = built[name]
+                else:
+                    delattr(module, name)
             vars(module).update(scalars)
             for name, value in buffers.items():
                 setattr(module, name, value.to(_device(self.model), copy=True))

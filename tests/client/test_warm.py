@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from fl.client import data, site_code, trainer
 from fl.config import TrainConfigs
 
-# A model with everything that could carry over: buffers that are not saved, counters, dropout,
-# parameters that it thaws on its way; and a set that draws from every generator there is.
+# A model with everything that could carry over: buffers that are not saved, counters, dropout, a
+# state that it gives up, parameters that it thaws on its way; and a set that draws from every
+# generator there is.
 STATEFUL = """
 import torch
 from torch import nn
@@ -20,9 +21,12 @@ class Net(nn.Module):
         self.inner = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 2))
         self.inner[0].weight.requires_grad_(False)
         self.register_buffer("seen", torch.zeros(()), persistent=False)
-        self.calls = 0
+        self.calls, self.state = 0, (torch.tensor(2.0),)
     def forward(self, inputs):
         self.calls += 1
+        if self.state is not None:
+            inputs = inputs * self.state[0]
+        self.state = None
         if hasattr(self, "before"):
             inputs = inputs + 0.1
         self.before = True
