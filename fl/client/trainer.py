@@ -32,6 +32,10 @@ class TrainingError(FederationError):
     """Training settings name something that torch does not have, or training diverged."""
 
 
+LEAST_SCALE = 1e-4
+"""Of float16's gradients, which begin with 65,536: what overflows by it has no finite gradient."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A model's mean loss and accuracy on a set.
@@ -278,6 +282,20 @@ class _Descent:
 
     def step(self, inputs: torch.Tensor, labels: torch.Tensor, number: int) -> float:
         """Do one step; returns its minibatch's loss."""
+        while True:
+            scale = self._scaler.get_scale()
+            loss = self._try(inputs, labels, number)
+            if self._scaler.get_scale() >= scale:
+                return loss
+            # Gradients overflowed, and the step was left out: a round may have few others.
+            if scale < LEAST_SCALE:
+                raise TrainingError(
+                    f"the gradients of step {number} are no finite numbers, whatever amp float16 "
+                    "scales them by"
+                )
+
+    def _try(self, inputs: torch.Tensor, labels: torch.Tensor, number: int) -> float:
+        """Do a step, unless its gradients overflow: then their scale is lower for the next try."""
         self._optimizer.zero_grad()
         if len(inputs) == 0:  # as a Poisson sample may be
             dp_sgd.no_samples(self._model)

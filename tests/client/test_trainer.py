@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
+from fl.client import devices
 from fl.client.trainer import TrainingError, build_model, evaluate, require_settings, train
 from fl.config import ModelConfigs, TrainConfigs
 from fl.errors import FederationError
@@ -106,6 +107,36 @@ def test_mixed_precision_trains_close_to_full_precision():
     assert mixed.dtype == torch.float32
     assert not torch.equal(mixed, full)
     torch.testing.assert_close(mixed, full, rtol=0.05, atol=0.01)
+
+
+class Infinite(nn.Linear):
+    """Its outputs are finite, its gradients are not."""
+
+    def forward(self, inputs):
+        return super().forward(inputs) + torch.sqrt((self.weight * 0).sum())
+
+
+@pytest.fixture
+def scaler(monkeypatch):
+    """What float16 has on cuda: gradients are scaled, here until they overflow."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    monkeypatch.setattr(devices, "scaler", lambda *_: scaler)
+    return scaler
+
+
+def test_a_step_that_overflows_is_done_with_a_lower_scale(scaler):
+    inputs, labels = dataset().tensors
+    model, reference = linear(), linear()
+    configs = TrainConfigs(train_batch_size=64, optim_args={"lr": 0.1})
+    assert train(model, TensorDataset(1000 * inputs, labels), configs, seed=0).steps == 1
+    assert scaler.get_scale() < 2.0**127
+    nn.functional.cross_entropy(reference(1000 * inputs), labels).backward()
+    torch.testing.assert_close(model.weight, reference.weight - 0.1 * reference.weight.grad)
+
+
+def test_gradients_that_are_never_finite_are_named(scaler):
+    with pytest.raises(TrainingError, match="gradients of step 1 are no finite numbers"):
+        train(Infinite(4, 2), dataset(), TrainConfigs(), seed=0)
 
 
 @pytest.mark.parametrize(
