@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler, Sampler
 
 from fl.errors import FederationError
 
@@ -37,9 +37,9 @@ class Ranks:
     size: int = 1
     device: torch.device | None = None
 
-    def part(self, minibatch: list[int]) -> list[int]:
-        """What of a minibatch is this rank's; all of one that has not a sample for each."""
-        shared = len(minibatch) >= self.size
+    def part(self, minibatch: list[int], least: int = 1) -> list[int]:
+        """What of a minibatch is this rank's; all of one that has not `least` samples for each."""
+        shared = len(minibatch) >= least * self.size
         return minibatch[self.rank :: self.size] if shared else minibatch
 
     def wrapped(self, model: nn.Module) -> nn.Module:
@@ -106,14 +106,16 @@ class Part(Sampler[list[int]]):
         ranks: The rank.
     """
 
-    def __init__(self, whole: Sampler[list[int]], ranks: Ranks) -> None:
+    def __init__(self, whole: BatchSampler, ranks: Ranks) -> None:
         self._whole, self._ranks = whole, ranks
 
     def __len__(self) -> int:
         """Minibatches an epoch."""
-        return len(self._whole)  # type: ignore[arg-type]  # a BatchSampler has a length
+        return len(self._whole)
 
     def __iter__(self) -> Iterator[list[int]]:
         """The parts, as places in the set."""
         for minibatch in self._whole:
-            yield self._ranks.part(minibatch)
+            # Of a last one, no batch norm is to get a single sample where there are more.
+            least = 1 if len(minibatch) == self._whole.batch_size else 2
+            yield self._ranks.part(minibatch, least)

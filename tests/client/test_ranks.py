@@ -55,10 +55,14 @@ def ranks(pid=None):
     return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
-@given(size=st.integers(1, 5), minibatch=st.lists(st.integers(), max_size=20))
-def test_ranks_share_a_minibatch_or_all_have_it(size, minibatch):
-    parts = [Ranks(rank, size).part(minibatch) for rank in range(size)]
-    if len(minibatch) < size:
+@given(
+    size=st.integers(1, 5),
+    minibatch=st.lists(st.integers(), max_size=20),
+    least=st.integers(1, 2),
+)
+def test_ranks_share_a_minibatch_or_all_have_it(size, minibatch, least):
+    parts = [Ranks(rank, size).part(minibatch, least) for rank in range(size)]
+    if len(minibatch) < least * size:
         assert parts == [minibatch] * size
     else:
         assert sorted(place for part in parts for place in part) == sorted(minibatch)
@@ -83,6 +87,11 @@ def test_two_ranks_train_what_one_does(site, two_cores, samples, trainer):
         torch.testing.assert_close(found[name], tensor)
     assert (shared["steps"], shared["num_samples"]) == (alone["steps"], alone["num_samples"])
     assert shared["metrics"]["train_loss"] == pytest.approx(alone["metrics"]["train_loss"])
+
+
+def test_no_rank_gets_a_single_sample_of_a_last_minibatch(site, two_cores):
+    """It has three: a batch norm takes two or more."""
+    assert site.result(train_configs=TWO, data=("load", {"n": 31}))["steps"] == 10
 
 
 @pytest.mark.parametrize(
