@@ -70,6 +70,17 @@ def of_rank(name: str, rank: int) -> torch.device:
     return device if on_cpu else torch.device(device.type, rank)
 
 
+def is_broken() -> bool:
+    """Whether a fault has broken cuda for this process: whatever it does there will fail, too."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
 def present() -> Iterator[str]:
     """The kinds of device that torch finds here, best first; cpu is always the last."""
     if torch.cuda.is_available():

@@ -8,6 +8,7 @@ site, the fault and its place without unpickling an exception.
 from __future__ import annotations
 
 import math
+import os
 import time
 import traceback
 import zlib
@@ -69,6 +70,9 @@ PUT_PAUSE_SECONDS = 2.0
 def run(request: dict[str, Any]) -> dict[str, Any]:
     """Do what the server asks, at the site.
 
+    A process whose device an earlier task has broken ends: it is started anew, and the task is sent
+    again.
+
     Args:
         request: `{"operation": one of OPERATIONS, ...}`; `fl.client.request` has a class for each
             that says what else, and `progress` here.
@@ -76,6 +80,8 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     Returns:
         `{"result": {...}}`, or `{"error": {"type", "message", "traceback"}}`.
     """
+    if devices.is_broken():
+        os._exit(1)  # in order, an interpreter would wait for the device
     try:
         with admitted(request) as task:
             result = OPERATIONS[request["operation"]](task.wanted)

@@ -89,6 +89,26 @@ def test_what_is_no_reference_is_named(site):
     assert "not a reference" in error["message"]
 
 
+class Ended(BaseException):
+    """What ends a process, here."""
+
+
+def test_a_process_whose_device_is_broken_ends_with_its_next_task(site, monkeypatch):
+    """A fault in cuda stays with its process: all that came after would fail."""
+
+    def end(code):
+        raise Ended
+
+    def fault():
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(task.os, "_exit", end)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", fault)
+    with pytest.raises(Ended):
+        site.answer()
+
+
 # What a round sends back.
 
 
