@@ -22,7 +22,7 @@ from torch import nn
 
 from fl.client import distributed, site_state
 from fl.client.agent import BEAT_SECONDS, INTERFACE, SILENCE_SECONDS
-from fl.client.budget import BlockEnded
+from fl.client.budget import BlockEnded, Countdown
 from fl.client.data import DataError
 from fl.client.devices import DeviceError
 from fl.client.distributed import EndedError, LostError
@@ -161,11 +161,13 @@ def train(
 
     Raises:
         NodesError: There are not so many nodes, or they do not start.
+        BlockEnded: They do not start before `until`.
         TrainingError: A node, or a rank, was killed or is silent; or as `trainer.train` says.
         FederationError: What a rank raised.
     """
     nnodes = wanted.train_configs.nnodes
     require(nnodes)
+    Countdown(until=until)  # raises where nothing is left
     order, weights = distributed.prepared(
         wanted, model, travelling=travelling, seed=seed, until=until
     )
@@ -238,9 +240,10 @@ def _await(
         _require_life(nodes, pulses, meeting)
         if len(nodes) < nnodes and time.monotonic() - began > starts:
             begun = _hosts(nodes.values()) or "none"
-            raise NodesError(
-                f"of {nnodes} nodes {begun} had begun after {starts:.0f} s{_said(meeting)}"
-            )
+            late = f"of {nnodes} nodes {begun} had begun after {starts:.0f} s{_said(meeting)}"
+            if starts < START_SECONDS:
+                raise BlockEnded(f"this worker's block ends too soon: {late}")
+            raise NodesError(late)
     return _outcome(launcher, meeting, nnodes)
 
 

@@ -230,6 +230,18 @@ def test_nodes_that_do_not_start_in_the_launchers_words(block, monkeypatch, laun
     eventually(lambda: left(block) == [], seconds=20)
 
 
+@pytest.mark.parametrize("margin", [30.0, 1.0])
+def test_that_the_block_ends_first_is_no_fault_of_nodes(block, monkeypatch, margin):
+    """Before the launcher is asked for them, or while it starts them."""
+    asked = block.code / "asked"
+    monkeypatch.setenv(nodes.LAUNCHER, f"sh -c 'touch {asked}; exec sleep 60'")
+    monkeypatch.setenv("FL_BLOCK_END", str(time.time() + 4))
+    error = block.answer(train_configs=TWO | {"block_margin": margin})["error"]
+    assert error["type"] == "BlockEnded", error
+    assert margin < 4 or not asked.exists()
+    eventually(lambda: left(block) == [], seconds=20)
+
+
 def test_nodes_of_a_pbs_job_are_counted_once_and_named_in_a_file(block, monkeypatch, tmp_path):
     monkeypatch.delenv("SLURM_JOB_NUM_NODES")
     nodefile = tmp_path / "nodefile"
