@@ -35,6 +35,9 @@ class TrainingError(FederationError):
 LEAST_SCALE = 1e-4
 """Of float16's gradients, which begin with 65,536: what overflows by it has no finite gradient."""
 
+RATES = frozenset({"max_lr", "base_lr", "eta_min"})
+"""Arguments of a schedule that are learning rates, and not shares of the optimizer's."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -275,7 +278,7 @@ class _Descent:
         optimizer = _warm_optimizer(model, configs)
         for group in optimizer.param_groups:
             group["lr"] *= scale
-        self._scheduler = _scheduler(optimizer, configs)
+        self._scheduler = _scheduler(optimizer, configs, scale)
         self._optimizer = wrap(optimizer)
         self._autocast = devices.autocast(self._device, configs.amp)
         self._scaler = devices.scaler(self._device, configs.amp)
@@ -461,7 +464,7 @@ def _build_optimizer(
 
 
 def _scheduler(
-    optimizer: torch.optim.Optimizer, configs: TrainConfigs
+    optimizer: torch.optim.Optimizer, configs: TrainConfigs, scale: float = 1.0
 ) -> torch.optim.lr_scheduler.LRScheduler | None:
     name = configs.lr_scheduler
     if name is None:
@@ -470,12 +473,18 @@ def _scheduler(
     if name == "ReduceLROnPlateau":
         raise TrainingError(f"lr_scheduler {name} waits for a metric that local training has not")
     try:
-        return cast(
-            torch.optim.lr_scheduler.LRScheduler,
-            factory(optimizer, **configs.lr_scheduler_args),
-        )
+        arguments = {
+            key: _scaled(value, scale) if key in RATES else value
+            for key, value in configs.lr_scheduler_args.items()
+        }
+        return cast(torch.optim.lr_scheduler.LRScheduler, factory(optimizer, **arguments))
     except Exception as error:  # as above: a NotImplementedError too
         raise TrainingError(f"lr_scheduler_args do not fit {name}: {error}") from error
+
+
+def _scaled(rate: Any, scale: float) -> Any:
+    """A learning rate, or one for each group of parameters."""
+    return [each * scale for each in rate] if isinstance(rate, list) else rate * scale
 
 
 def _named(module: Any, key: str, name: str) -> Any:

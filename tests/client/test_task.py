@@ -181,8 +181,16 @@ def test_the_servers_steps_override_the_local_budget(site, mode):
     assert site.result(train_configs=configs, steps=7)["steps"] == 7
 
 
-def test_the_learning_rate_scale_scales_the_step(site):
-    configs = {"optim_args": {"lr": 0.5}}
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {},
+        {"lr_scheduler": "OneCycleLR", "lr_scheduler_args": {"max_lr": 0.5, "total_steps": 9}},
+        {"lr_scheduler": "CyclicLR", "lr_scheduler_args": {"base_lr": [0.1], "max_lr": 0.5}},
+    ],
+)
+def test_the_learning_rate_scale_scales_the_step(site, schedule):
+    configs = {"optim_args": {"lr": 0.5}, **schedule}
     linear = {"weights": site.build("Linear"), "model": ("Linear", {}), "update": "difference"}
     whole = site.update(**linear, train_configs=configs)["weight"]
     half = site.update(**linear, train_configs=configs, learning_rate_scale=0.5)["weight"]
