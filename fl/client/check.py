@@ -195,6 +195,7 @@ def _travel(
 def _rehearse(items: Items, wanted: RehearseRequest, received: Data) -> None:
     """What a round does between the two ways."""
     configs, policy = wanted.train_configs, site_policy()
+    trainer.forget()  # the model that is built here takes its room
     items.attempt("policy", lambda: _policy(policy, wanted.rounds))
     items.attempt("disk", lambda: _disk(len(received)))
     if wanted.threshold is not None:

@@ -120,9 +120,15 @@ def warm_model(configs: ModelConfigs, base: str | None = None) -> nn.Module:
         TrainingError: As `build_model`.
     """
     factory = site_code.load(configs.model_path, configs.model_name)
-    built = _model.get((factory, configs), lambda: AsBuilt(build_model(configs)))
+    built = _model.get((factory, configs), lambda: _build_warm(configs))
     require_base(built.base, base)
     return built.restore()
+
+
+def _build_warm(configs: ModelConfigs) -> AsBuilt:
+    """A model to be kept; its predecessor's optimizer would hold that beside it."""
+    _optimizer.forget()
+    return AsBuilt(build_model(configs))
 
 
 def require_settings(model: nn.Module, configs: TrainConfigs) -> None:
@@ -206,6 +212,7 @@ def train(
                 total += descent.step(inputs, labels, number)
             descent.advance(end_of_epoch=number % len(batches) == 0)
             on_step(number)
+        descent.let_go()
     assert left.stopped is not None  # noqa: S101  (within() ends no earlier)
     return Training(total / left.done, left.done, data.count(dataset), left.stopped)
 
@@ -337,6 +344,11 @@ class _Descent:
         """Let the learning rate follow its schedule."""
         if self._scheduler and (end_of_epoch or self._configs.lr_scheduler_unit == "step"):
             self._scheduler.step()
+
+    def let_go(self) -> None:
+        """Let gradients and the optimizer's memory go: what follows may need their room."""
+        self._model.zero_grad(set_to_none=True)
+        self._optimizer.state.clear()
 
 
 def evaluate(

@@ -183,6 +183,43 @@ def test_the_last_set_is_gone_before_the_next_is_loaded(site):
     assert alive == [False, False]
 
 
+TRACKED = """
+import gc, weakref
+last, alive = [], []
+def Tracked(number):
+    gc.collect()
+    alive.extend(kept() is not None for kept in last)
+    model = nn.Linear(4, 2)
+    last[:] = [weakref.ref(model.weight)]
+    return model
+"""
+
+
+def test_the_last_model_is_gone_before_the_next_is_built(site):
+    """With its optimizer, which holds its parameters."""
+    with (site.code / "model.py").open("a") as model:
+        model.write(TRACKED)
+    linear = {"weights": site.build("Linear")}
+    for number in (1, 2):
+        site.result(model=("Tracked", {"number": number}), **linear)
+    site.result(operation="rehearse", model=("Tracked", {"number": 2}), **linear)
+    alive = site_code.load("model.py", "Tracked").__globals__["alive"]
+    assert alive == [False, False]
+
+
+def test_after_training_there_is_room_for_validation(site, monkeypatch):
+    held = []
+
+    def look(model, *_, **__):
+        optimizer, _ = trainer._optimizer._built
+        held.append([*optimizer.state, *(p for p in model.parameters() if p.grad is not None)])
+        return trainer.Evaluation(0.0, 0.0, 1)
+
+    monkeypatch.setattr(trainer, "evaluate", look)
+    site.result(train_configs={"do_validation": True, "optim": "Adam"})
+    assert held == [[]]
+
+
 def test_a_factory_that_is_no_plain_function_is_told_apart_by_its_file(site):
     for width in (3, 5):
         (site.code / "model.py").write_text(
