@@ -102,6 +102,8 @@ def open_steps(
             f"{file}: client_configs.comm_configs.compressor_configs.top_k needs an aggregator "
             f"that takes differences alone, which {configs.aggregator} does not"
         )
+    if isinstance(aggregator, SecureFedAvg | DPFedAvg):
+        require_real(configs, weights, file)
     if isinstance(aggregator, SecureFedAvg):
         require_secure(federation, aggregator, file)
     if isinstance(aggregator, DPFedAvg):
@@ -109,6 +111,25 @@ def open_steps(
     if isinstance(aggregator, Holding):
         require_robust(configs, aggregator, file)
     return aggregator, open_scheduler(configs, aggregator.updates_per_step, file=file)
+
+
+def require_real(configs: ServerConfigs, weights: Tensors, file: Path) -> None:
+    """Refuse complex numbers where updates are clipped and summed without them.
+
+    Args:
+        configs: The server's.
+        weights: What travels of the model.
+        file: Where the configuration stands, for messages.
+
+    Raises:
+        ConfigError: A tensor would stay as it was built.
+    """
+    for name, tensor in weights.items():
+        if tensor.is_complex():
+            raise ConfigError(
+                f"{file}: server_configs.aggregator: {configs.aggregator} would not train the "
+                f"model's complex parameter {name}: keep its two parts, as torch.view_as_real does"
+            )
 
 
 def require_robust(configs: ServerConfigs, aggregator: Holding, file: Path) -> None:

@@ -138,3 +138,39 @@ def test_a_held_out_set_without_samples_is_found_before_anything_is_sent(tmp_pat
     files = Files(folder / "server.yaml", folder / "clients.yaml")
     with pytest.raises(FederationError, match="the second data set has none"):
         Algorithm(files.load(), files.server)
+
+
+COMPLEX = """
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wave = nn.Parameter(torch.ones(4, 2, dtype=torch.cfloat))
+    def forward(self, x):
+        return (x.to(torch.cfloat) @ self.wave).real
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({"aggregator": "SecureFedAvgAggregator"}, "would not train the model's complex parameter"),
+        ({"aggregator": "DPFedAvgAggregator"}, "would not train the model's complex parameter"),
+        ({}, "local_dp: the complex parameter wave would be left out"),
+    ],
+)
+def test_complex_parameters_are_not_left_out_without_a_word(
+    tmp_path, monkeypatch, settings, refused
+):
+    def change(server, clients):
+        server["server_configs"] |= settings
+        server["client_configs"]["model_configs"]["model_name"] = "Complex"
+        if not settings:
+            server["client_configs"]["train_configs"]["local_dp"] = {"noise_multiplier": 1.0}
+
+    experiment.write(tmp_path, change)
+    with (tmp_path / "code.py").open("a") as code:
+        code.write(COMPLEX)
+    monkeypatch.setenv("FL_SITE_CODE", str(tmp_path))
+    files = Files(tmp_path / "server.yaml", tmp_path / "clients.yaml")
+    with pytest.raises(ConfigError, match=refused):
+        Algorithm(files.load(), files.server)

@@ -23,21 +23,24 @@ from fl.tensors import Tensors
 
 
 def require_parameters(model: nn.Module, travelling: Iterable[str]) -> None:
-    """Refuse a model with buffers: a running variance can be neither clipped nor noised and be one.
+    """Refuse what cannot be clipped and noised: a running variance would not stay one.
 
     Args:
         model: The model.
         travelling: Names of all that leaves of it.
 
     Raises:
-        PrivacyError: One is no parameter.
+        PrivacyError: One is no parameter, or a complex one.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    if first := min((name for name in travelling if name not in parameters), default=None):
-        raise PrivacyError(
-            f"local_dp: the model's buffer {first} would leave without noise: take GroupNorm "
-            "instead of batch norm, and register constants as not persistent"
-        )
+    for name in sorted(travelling):
+        if name not in parameters:
+            raise PrivacyError(
+                f"local_dp: the model's buffer {name} would leave without noise: take GroupNorm "
+                "instead of batch norm, and register constants as not persistent"
+            )
+        if parameters[name].is_complex():
+            raise PrivacyError(f"local_dp: the complex parameter {name} would be left out")
 
 
 def noised(trained: Tensors, received: Tensors, wanted: LocalDP) -> Tensors:
