@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -178,7 +179,9 @@ def _trained(
 ) -> trainer.Training:
     """Train the model in place: in this process, by several of its node, or over several nodes."""
     configs = wanted.train_configs
-    if configs.nnodes > 1 or configs.nproc_per_node > 1:
+    if _by_ranks(configs):
+        model.cpu()  # it was validated
+        torch.cuda.empty_cache()
         together = nodes.train if configs.nnodes > 1 else distributed.train
         return together(
             wanted,
@@ -320,7 +323,16 @@ def _load(wanted: EvaluateRequest, received: Tensors) -> nn.Module:
     model = trainer.warm_model(wanted.model_configs, wanted.base)
     require_same_layout(frozen.travelling(model), received)
     model.load_state_dict(received, strict=False)  # the base is there
-    return model.to(devices.choose(wanted.train_configs.device))
+    return model.to(_device(wanted.train_configs))
+
+
+def _device(configs: TrainConfigs) -> torch.device:
+    """Where the model waits to be trained: out of the way where ranks have the devices."""
+    return torch.device("cpu") if _by_ranks(configs) else devices.choose(configs.device)
+
+
+def _by_ranks(configs: TrainConfigs) -> bool:
+    return configs.nnodes > 1 or configs.nproc_per_node > 1
 
 
 def _sizes(*sets: Dataset[Any] | None) -> list[int]:
@@ -333,7 +345,7 @@ def _correction(
 ) -> Correction:
     """What the client's trainer adds to gradients."""
     configs = wanted.train_configs
-    device = devices.choose(configs.device)
+    device = _device(configs)
     if configs.mu is not None:
         return Proximal(received, configs.mu, device)
     if configs.trainer != "ScaffoldTrainer":

@@ -12,8 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fl.client import task
 from fl.client.devices import DeviceError, of_rank
 from fl.client.ranks import Ranks
+from fl.client.trainer import TrainingError
 
 # Minibatches of seven: parts of uneven size.
 ONE = {"train_batch_size": 7, "num_local_epochs": 2, "optim_args": {"lr": 0.1}}
@@ -147,6 +149,22 @@ def eventually(look, seconds=60):
             return found
         time.sleep(0.1)
     raise AssertionError(f"not within {seconds} s")
+
+
+def test_ranks_have_the_devices_to_themselves(site, monkeypatch):
+    """The task itself needs none meanwhile, for the model or for what it is pulled to."""
+    devices = []
+
+    def look(wanted, model, **_):
+        devices.extend(parameter.device.type for parameter in model.parameters())
+        raise TrainingError("seen")
+
+    monkeypatch.setattr(task.distributed, "train", look)
+    monkeypatch.setattr(task.devices, "choose", lambda _: torch.device("meta"))
+    monkeypatch.setattr(task, "Proximal", lambda *given: devices.append(given[-1].type))
+    configs = TWO | {"trainer": "FedProxTrainer", "mu": 1.0}
+    assert site.answer(train_configs=configs)["error"]["message"] == "seen"
+    assert set(devices) == {"cpu"}
 
 
 def test_there_is_a_core_for_every_rank(site, two_cores):
