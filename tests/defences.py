@@ -679,4 +679,27 @@ DEFENCES = [
         (("tests/client/test_spending.py", "two_workers_that_pay_at_once_have_both_paid"),),
         "privacy",
     ),
+    Defence(
+        "a batch job that ends, and takes tasks until then",
+        (
+            Change(
+                "fl/server/sites.py",
+                "SLOW = (UnreachableError.__name__, BlockEnded.__name__)",
+                "SLOW = (UnreachableError.__name__,)",
+            ),
+        ),
+        (
+            (
+                "tests/server/test_sites.py",
+                "a_way_that_is_interrupted_and_a_block_that_ends_are_given_time[BlockEnded]",
+            ),
+        ),
+        "a worker's end",
+    ),
+    Defence(
+        "a device that a fault has broken for its worker",
+        (Change("fl/client/task.py", "if devices.is_broken():", "if False:"),),
+        (("tests/client/test_task.py", "a_process_whose_device_is_broken_ends"),),
+        "a worker's end",
+    ),
 ]
