@@ -206,7 +206,7 @@ def _rehearse(items: Items, wanted: RehearseRequest, received: Data) -> None:
     try:
         if device is not None and model is not None and sets is not None:
             items.attempt("step", lambda: _step(model, sets, configs, policy))
-            if configs.do_validation or configs.do_pre_validation:
+            if _validates(configs):
                 items.attempt("validation", lambda: _validation(model, sets, configs, policy))
     finally:
         trainer.forget()  # this model was trained, if only a little
@@ -265,11 +265,16 @@ def _model(wanted: RehearseRequest, received: Data) -> tuple[nn.Module, str]:
 
 def _data(wanted: RehearseRequest, policy: Policy) -> tuple[data.Sets, str]:
     sets = data.datasets(wanted.data_configs, None)
-    sizes = [data.count(found) for found in sets if found is not None]
+    used = sets if _validates(wanted.train_configs) else sets[:1]  # as by a round
+    sizes = [data.count(found) for found in used if found is not None]
     policy.require_samples(sizes)
     # Where a policy says which numbers may leave, nothing is told that a round would not tell.
     what = data.describe(sets[0]) if policy.metrics is None else f"{sizes[0]:,} samples"
-    return sets, f"{what}; {sum(sizes[1:]):,} to validate on"
+    return sets, what + (f"; {sum(sizes[1:]):,} to validate on" if len(used) > 1 else "")
+
+
+def _validates(configs: TrainConfigs) -> bool:
+    return configs.do_validation or configs.do_pre_validation
 
 
 def _step(

@@ -180,11 +180,14 @@ def rehearse_request(
     Returns:
         JSON types only.
     """
+    experiment = _experiment(federation, client)
+    if federation.server_configs.federated_evaluation is not None:
+        experiment["train_configs"]["do_pre_validation"] = True  # as some rounds will have it
     return {
         **check_request(client, model, until=until, upload=upload),
         "operation": "rehearse",
         "base": base,
-        **_experiment(federation, client),
+        **experiment,
         "sealing": sealing,
         "threshold": threshold,
         "rounds": federation.server_configs.num_global_epochs,

@@ -40,11 +40,11 @@ DATA = """
 import torch
 from torch.utils.data import TensorDataset
 calls = []
-def load(n=32, validation=True):
+def load(n=32, validation=True, held_out=None):
     calls.append(n)
     x = torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
     samples = TensorDataset(x, (x[:, 0] > 0).long())
-    return samples, samples if validation else None
+    return samples, TensorDataset(*samples[:held_out]) if validation else None
 def load_badly(fault):
     if fault == "raises":
         raise OSError("disk gone")

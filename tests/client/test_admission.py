@@ -187,6 +187,16 @@ def test_a_rehearsal_opens_data_and_so_has_the_same_rules(site, owner):
     assert "step" not in items
 
 
+@pytest.mark.parametrize(("validates", "fits"), [(False, True), (True, False)])
+def test_a_rehearsal_counts_no_set_that_no_round_uses(site, owner, validates, fits):
+    owner(min_samples=20)
+    few = ("load", {"n": 32, "held_out": 3})
+    found = rehearse(site, data=few, train_configs={"do_pre_validation": validates})
+    data = {i["check"]: i for i in found["result"]["items"]}["data"]
+    assert (data["outcome"] == "ok") is fits
+    assert "validate on" not in data["message"]
+
+
 @pytest.mark.parametrize("rule", [{"sealed_updates": True}, {"min_noise_multiplier": 1.0}])
 def test_a_rehearsal_is_refused_what_the_run_would_be(site, owner, rule):
     owner(**rule)
