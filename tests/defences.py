@@ -702,4 +702,32 @@ DEFENCES = [
         (("tests/client/test_task.py", "a_process_whose_device_is_broken_ends"),),
         "a worker's end",
     ),
+    Defence(
+        "what a site says of its samples makes the others' next to nothing",
+        (
+            Change(
+                "fl/server/federation.py",
+                "            if not task.recovered:\n",
+                "            self._memory[task.client_id].num_samples = answer.num_samples\n"
+                "            if not task.recovered:\n",
+            ),
+        ),
+        (("tests/server/test_distrust.py", "what_a_site_says_of_its_samples_counts_once"),),
+    ),
+    Defence(
+        "a model of before is evicted on a site's word",
+        (
+            Change(
+                "fl/server/objects.py",
+                "[*self._models.values(), *self._kept]",
+                "self._models.values()",
+            ),
+        ),
+        (("tests/server/test_distrust.py", "a_model_of_before_is_not_evicted"),),
+    ),
+    Defence(
+        "a late answer of an earlier turn has the site's next one thrown away",
+        (Change("fl/server/sites.py", "if task.turn == site.turn:", "if True:"),),
+        (("tests/server/test_sites.py", "a_late_answer_of_an_earlier_turn"),),
+    ),
 ]
