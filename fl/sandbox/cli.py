@@ -59,7 +59,9 @@ def sandbox() -> None:
     "--broker",
     default="",
     metavar="URL",
-    help="Use a RabbitMQ (amqp://...), not the built-in broker.",
+    envvar="FL_SANDBOX_BROKER",
+    show_envvar=True,
+    help="Use a RabbitMQ (amqp://...), not the built-in broker; with a password, by the variable.",
 )
 @click.option(
     "--broker-port", type=click.IntRange(0, 65535), default=0, help="0: the last, or a free one."

@@ -23,7 +23,7 @@ import psutil
 
 import fl
 from fl.sandbox.folder import Folder, SandboxError, process_records
-from fl.sandbox.options import Options
+from fl.sandbox.options import REQUEST, Options
 
 UP_S = 45.0
 DOWN_S = 15.0
@@ -71,10 +71,11 @@ def _start(folder: Folder, options: Options) -> None:
             filter(None, [str(Path(fl.__file__).parents[1]), os.environ.get("PYTHONPATH")])
         ),
     }
-    request = json.dumps({"options": asdict(options), "ready_fd": writing})
+    # Not as an argument, which every user of the machine sees: a broker's URL has its password.
+    environment[REQUEST] = json.dumps({"options": asdict(options), "ready_fd": writing})
     with folder.append(folder.log) as output:
-        child = subprocess.Popen(  # noqa: S603 - our own module, under our own interpreter
-            [sys.executable, "-m", "fl.sandbox.serve", request],
+        child = subprocess.Popen(
+            [sys.executable, "-m", "fl.sandbox.serve"],
             cwd=folder.path,
             env=environment,
             stdin=subprocess.DEVNULL,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 WEB_PORT = 5000
+REQUEST = "FL_SANDBOX_REQUEST"
+"""The variable by which the service is told its options."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import os
 import secrets
 import signal
 import socket
-import sys
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -26,7 +25,7 @@ from fl.sandbox.folder import Folder, Identity, ProcessRecord, SandboxError
 from fl.sandbox.identity import Identities
 from fl.sandbox.limits import MAX_BODY_BYTES, RateLimit
 from fl.sandbox.link import BrokerUnavailableError
-from fl.sandbox.options import Options
+from fl.sandbox.options import REQUEST, Options
 from fl.sandbox.own_routes import own_routes
 from fl.sandbox.ports import HOST, bind, free_port
 from fl.sandbox.relay import Relay
@@ -261,6 +260,6 @@ if __name__ == "__main__":
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     logging.getLogger("pika").setLevel(logging.WARNING)
-    request = json.loads(sys.argv[1])
+    request = json.loads(os.environ.pop(REQUEST))
     chosen = Folder()
     asyncio.run(main(chosen, Options(**request["options"]), request["ready_fd"]))

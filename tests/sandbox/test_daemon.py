@@ -156,10 +156,20 @@ def ours(folder: Folder) -> list[psutil.Process]:
     return found
 
 
-def test_a_broker_that_is_not_there_is_named(folder: Folder, options: Options) -> None:
+def test_a_broker_that_is_not_there_is_named(
+    folder: Folder, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = f"amqp://guest:hunter2@127.0.0.1:{free_port()}/%2f"
+    arguments, start = list[str](), subprocess.Popen
+
+    def noted(command: list[str], **how: Any) -> subprocess.Popen[bytes]:
+        arguments.extend(command)
+        return start(command, **how)
+
+    monkeypatch.setattr(daemon.subprocess, "Popen", noted)
     with pytest.raises(SandboxError) as refused:
         daemon.up(folder, Options(broker=url, web_port=options.web_port))
+    assert arguments and "hunter2" not in " ".join(arguments), "every user sees arguments"
     said = str(refused.value)
     assert said.startswith("cannot use the broker amqp://127.0.0.1:")
     assert "hunter2" not in said
