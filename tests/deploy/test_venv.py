@@ -118,3 +118,61 @@ def test_somebody_elses_environment_is_left_alone(tmp_path, play):
         done.stdout.split()
     )
     assert list((tmp_path / "theirs").rglob("*")) == [theirs.parent, theirs]
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """The packages of the user's own, which a Python that is no venv's looks for first."""
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    library = Path(sysconfig.get_path("stdlib")).name
+    packages = tmp_path / "me/.local/lib" / library / "site-packages"
+    packages.mkdir(parents=True)
+    return packages
+
+
+def install(packages: Path, name: str) -> Path:
+    """Lay out an old distribution as pip does; answers with its one file."""
+    file, info = packages / f"{name}_old.py", packages / f"{name}-0.0.1.dist-info"
+    file.touch()
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.0.1\n")
+    names = (file.name, f"{info.name}/METADATA", f"{info.name}/RECORD")
+    (info / "RECORD").write_text("".join(f"{listed},,\n" for listed in names))
+    return file
+
+
+def test_a_package_of_the_users_own_is_none_of_the_module(play, home):
+    install(home, "mpi4py")
+    done = play("torch", "mpi4py")
+    assert done.returncode == 2
+    assert "mpi4py of fl_environment_site_packages cannot be taken from" in " ".join(
+        done.stdout.split()
+    )
+
+
+def test_a_conda_prefix_takes_nothing_from_the_users_own_packages_nor_removes_them(
+    tmp_path, play, module, home
+):
+    """It is no venv, where pip would not touch them."""
+    mine = install(home, "fl_hpc")
+    packages = next((tmp_path / "module/lib").glob("*/site-packages"))
+    shutil.rmtree(packages / f"torch-{SITES_TORCH}.dist-info")
+    for entry in Path(sysconfig.get_path("purelib")).glob("torch*"):
+        (packages / entry.name).symlink_to(entry)
+    (packages.parent / "EXTERNALLY-MANAGED").unlink(missing_ok=True)
+    lock, conda = tmp_path / "lock", tmp_path / "conda"
+    version = ".".join(map(str, sys.version_info[:3]))
+    lock.write_text(f"@EXPLICIT\nfile:///noarch/python-{version}-0.tar.bz2#{'0' * 32}\n")
+    conda.write_text(
+        f'#!/bin/sh\n# create --yes --prefix PREFIX --file LOCK\ncp -a {tmp_path}/module "$4" &&\n'
+        'ln -s python3 "$4/bin/python" && mkdir "$4/conda-meta" && touch "$4/conda-meta/history"\n'
+    )
+    conda.chmod(0o755)
+    done = play(
+        fl_environment_kind="conda",
+        fl_environment_lock=str(lock),
+        fl_environment_conda=str(conda),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert mine.exists()
+    assert "PYTHONNOUSERSITE=1" in (tmp_path / "site/site.env").read_text().splitlines()
