@@ -1,0 +1,100 @@
+"""What a teardown removes, and what it leaves though it lies in the folder that it is told."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import BIN, TOP, sandbox_environment
+
+OURS = [
+    "bin/fl-site",
+    "daemons/relay.lock",
+    "env/bin/python",
+    "fl_hpc-1.0.0-py3-none-any.whl",
+    "log/audit",
+    "logs/compute.log",
+    "python-0123456789ab/bin/python3",
+    "site.env",
+    "site_code/digits/data.py",
+    "state/jobs/one.json",
+]
+
+
+@pytest.fixture
+def play(tmp_path):
+    """Take down a site whose folder is `tmp_path`/site."""
+    (tmp_path / "sites.ini").write_text(
+        f"[server]\nhome ansible_connection=local fl_site_dir={tmp_path}/site\n"
+    )
+    variables = {
+        "ansible_python_interpreter": sys.executable,
+        "fl_client_id": "11111111-2222-4333-8444-555555555555",
+        "fl_federation_dir": f"{tmp_path}/federation",
+        "fl_audit_log": "{{ fl_site_dir }}/log/audit",
+    }
+
+    def _play(**more: object) -> subprocess.CompletedProcess[str]:
+        extra = json.dumps(variables | more)
+        return subprocess.run(
+            [
+                BIN / "ansible-playbook",
+                "-i",
+                tmp_path / "sites.ini",
+                "-e",
+                extra,
+                "playbooks/teardown.yml",
+            ],
+            cwd=TOP,
+            env=sandbox_environment(tmp_path),
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+
+    return _play
+
+
+def lay_out(folder: Path, *files: str) -> None:
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+
+
+def test_a_folder_in_which_no_site_was_is_left_as_it_is(play, tmp_path):
+    """A home, mistyped for the folder in it."""
+    lay_out(tmp_path / "site", ".bashrc", "bin/mine", "logs/mine", "notes.txt")
+    done = play()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall(r"changed=(\d+)", done.stdout) == ["0"]
+    assert "holds no site, and nothing in it was removed: .bashrc, notes.txt" in " ".join(
+        done.stdout.split()
+    )
+    assert files(tmp_path / "site") == [".bashrc", "bin/mine", "logs/mine", "notes.txt"]
+
+
+def test_what_somebody_else_put_beside_a_site_stays(play, tmp_path):
+    site = tmp_path / "site"
+    lay_out(site, *OURS, "notes.txt", "results/2026.csv")
+    kept = play(fl_keep_data=["logs"])
+    assert kept.returncode == 0, kept.stdout + kept.stderr
+    assert "stays, with what no deployment made: notes.txt, results" in " ".join(
+        kept.stdout.split()
+    )
+    assert files(site) == ["logs/compute.log", "notes.txt", "results/2026.csv"]
+
+
+def test_a_site_s_folder_goes_with_all_that_is_in_it(play, tmp_path):
+    lay_out(tmp_path / "site", *OURS)
+    for _ in range(2):
+        done = play()
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not (tmp_path / "site").exists()
