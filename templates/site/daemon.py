@@ -393,10 +393,11 @@ class Process(NamedTuple):
 
 def _process(pid: int) -> Optional[Process]:
     try:
-        # The name, in parentheses, may hold anything; the fields after it may not.
-        before, _, after = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return None
+    # The name, in parentheses, may hold any bytes; the fields after it may not.
+    before, _, after = stat.rpartition(")")
     fields = after.split()
     name, dead = before.partition("(")[2], fields[0] == "Z"
     worked = int(fields[11]) + int(fields[12])

@@ -436,6 +436,20 @@ def test_after_a_reboot_no_process_is_taken_for_it(site, bystander):
     assert bystander.poll() is None
 
 
+def test_a_name_that_is_no_text_is_in_nobodys_way(site):
+    """Any user's process may have one: the kernel keeps 15 bytes of whatever it is."""
+    odd = site.folder / os.fsdecode(b"caf\xe9")
+    shutil.copy("/bin/sleep", odd)
+    process = subprocess.Popen([odd, "600"])
+    try:
+        assert site.call("ensure")["changed"] is True
+        assert site.call("stop") == {"changed": True}
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_a_pid_file_of_somebody_elses_process_is_not_believed(site, bystander):
     """ProxyStore would say that it is already running, and stop that process."""
     pid_file = site.folder / "daemon.pid"
