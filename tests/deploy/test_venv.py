@@ -120,6 +120,41 @@ def test_somebody_elses_environment_is_left_alone(tmp_path, play):
     assert list((tmp_path / "theirs").rglob("*")) == [theirs.parent, theirs]
 
 
+# As a quota leaves it, a module that is retired, and an inventory that names another.
+def half_made(site: Path, module: Path) -> Path:
+    subprocess.run([module, "-m", "venv", "--without-pip", site / "env"], check=True)
+    return module
+
+
+def without_its_module(site: Path, module: Path) -> Path:
+    (site / "env/bin/python3").unlink()
+    (site / "env/bin/python3").symlink_to("/nowhere")
+    return module
+
+
+def of_another_module(site: Path, module: Path) -> Path:
+    shutil.copytree(module.parents[1], site.parent / "newer", symlinks=True)
+    return site.parent / "newer/bin/python3"
+
+
+@pytest.mark.parametrize(
+    ("befallen", "deployed"),
+    [(half_made, False), (without_its_module, True), (of_another_module, True)],
+)
+def test_a_venv_that_does_not_fit_is_made_anew(tmp_path, play, module, befallen, deployed):
+    if deployed:
+        assert play("torch").returncode == 0
+    python = befallen(tmp_path / "site", module)
+    done = play("torch", fl_environment_python=str(python))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"home = {python.parent}\n" in (tmp_path / "site/env/pyvenv.cfg").read_text()
+    command = [tmp_path / "site/env/bin/python", "-c", "import fl, pip; print(pip.__file__)"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert said.startswith(f"{tmp_path}/site/env/"), "the module's would do it too"
+    again = play("torch", fl_environment_python=str(python))
+    assert re.findall(r"changed=(\d+)", again.stdout) == ["0"]
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
     """The packages of the user's own, which a Python that is no venv's looks for first."""
