@@ -1,4 +1,4 @@
-"""`fl_keep_up: scrontab`, with a stand-in for Slurm's scrontab, which Debian does not package."""
+"""`fl_keep_up: scrontab` and `cron`, with stand-ins for their commands: Debian has no scrontab."""
 
 import json
 import re
@@ -23,6 +23,14 @@ case "$1" in
 -) cat > "$table" ;;
 esac
 """,
+    # Reads a file, as cron's does, and keeps another text.
+    "crontab": """#!/bin/sh
+table="${0%/*}/crons"
+case "$1" in
+-l) cat "$table" 2> /dev/null || { echo "no crontab for $(id -un)" >&2; exit 1; } ;;
+*) cat "$1" > "$table" ;;
+esac
+""",
     # The login node is this machine.
     "ssh": """#!/bin/sh
 [ "$1 $2 $3" = "-o BatchMode=yes $(uname -n)" ] || exit 255
@@ -32,34 +40,50 @@ exec sh -c "$*"
 }
 
 
+def lay_out(folder: Path) -> None:
+    """Make a site's folder with one daemon."""
+    for name in ("bin", "daemons", "logs"):
+        (folder / name).mkdir(parents=True)
+    shutil.copy(TOP / "templates/site/daemon.py", folder / "bin/daemon")
+    (folder / "bin/fl-site").write_text('#!/bin/sh\nexec "$@"\n')
+    for program in (folder / "bin").iterdir():
+        program.chmod(0o700)
+    definition = {
+        "what": "the sleeper",
+        "command": DAEMON,
+        "restart_for": [],
+        "mark": str(folder / "sleeper"),
+        "pid_file": str(folder / "pid"),
+        "log": str(folder / "logs/sleeper.log"),
+        "other_logs": [],
+        "deadline": 10,
+        "known_errors": [],
+    }
+    (folder / "daemons/sleeper.json").write_text(json.dumps(definition))
+
+
+def sleepers(folder: Path) -> list[psutil.Process]:
+    """The daemon of a site, whoever has started it."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "cwd"])
+        if process.info["cmdline"] == ["sleep", "603"] and process.info["cwd"] == str(folder)
+    ]
+
+
 class Site:
-    """A site's folder with one daemon, and commands of a login node with Slurm."""
+    """A site, and commands of its login node, which has Slurm."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "100% a site"
-        for name in ("bin", "daemons", "logs"):
-            (self.folder / name).mkdir(parents=True)
-        shutil.copy(TOP / "templates/site/daemon.py", self.folder / "bin/daemon")
         self.commands = folder / "commands"
         self.commands.mkdir()
         self.table = self.commands / "table"
         for name, text in COMMANDS.items():
             (self.commands / name).write_text(text)
-        (self.folder / "bin/fl-site").write_text('#!/bin/sh\nexec "$@"\n')
-        for program in (*self.commands.iterdir(), *(self.folder / "bin").iterdir()):
+        for program in self.commands.iterdir():
             program.chmod(0o700)
-        definition = {
-            "what": "the sleeper",
-            "command": DAEMON,
-            "restart_for": [],
-            "mark": str(self.folder / "sleeper"),
-            "pid_file": str(self.folder / "pid"),
-            "log": str(self.folder / "logs/sleeper.log"),
-            "other_logs": [],
-            "deadline": 10,
-            "known_errors": [],
-        }
-        (self.folder / "daemons/sleeper.json").write_text(json.dumps(definition))
+        lay_out(self.folder)
         self.inventory = folder / "sites.ini"
         self.inventory.write_text("[server]\nhome ansible_connection=local\n")
         self.environment = sandbox_environment(folder)
@@ -97,12 +121,7 @@ class Site:
         subprocess.run(["sh", "-c", line.split(" ", 5)[5]], env=bare, check=True, timeout=60)
 
     def sleepers(self) -> list[psutil.Process]:
-        return [
-            process
-            for process in psutil.process_iter(["cmdline", "cwd"])
-            if process.info["cmdline"] == ["sleep", "603"]
-            and process.info["cwd"] == str(self.folder)
-        ]
+        return sleepers(self.folder)
 
 
 def changed(done: subprocess.CompletedProcess[str]) -> str:
@@ -113,8 +132,9 @@ def changed(done: subprocess.CompletedProcess[str]) -> str:
 def site(tmp_path):
     made = Site(tmp_path)
     yield made
-    for process in made.sleepers():
-        process.kill()
+    for folder in tmp_path.iterdir():
+        for process in sleepers(folder):
+            process.kill()
 
 
 def test_a_job_starts_what_was_killed_and_a_stop_takes_its_lines_out(site):
@@ -142,3 +162,21 @@ def test_where_there_is_no_scrontab_a_line_says_what_that_means(site):
     (site.commands / "scrontab").write_text("#!/bin/sh\necho scrontab: disabled >&2\nexit 1\n")
     said = " ".join(site.play("ensure").stdout.split())
     assert "scrontab cannot be used (scrontab: disabled), so nothing starts the sleeper" in said
+
+
+@pytest.mark.parametrize("kept_by", ["scrontab", "cron"])
+def test_two_sites_of_one_account_leave_each_others_lines(site, tmp_path, kept_by):
+    """Their plays run at the same time, and the table is one."""
+    other = tmp_path / "another"
+    lay_out(other)
+    site.inventory.write_text(f"{site.inventory.read_text()}[sites]\nb ansible_connection=local\n")
+    folders = f"{{{{ {str(other)!r} if inventory_hostname == 'b' else {str(site.folder)!r} }}}}"
+    table = site.table if kept_by == "scrontab" else site.commands / "crons"
+    table.write_text(OTHERS)
+    try:
+        site.play("ensure", fl_keep_up=kept_by, fl_site_dir=folders)
+        for folder in (site.folder, other):
+            assert f"fl: keep sleeper of {folder} up," in table.read_text()
+    finally:
+        site.play("stop", fl_keep_up=kept_by, fl_site_dir=folders)
+    assert table.read_text() == OTHERS
