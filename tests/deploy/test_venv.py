@@ -99,10 +99,16 @@ def test_extras_are_installed_where_they_are_wanted(tmp_path, play):
     """This site reaches no index: pip cannot have them."""
     for entry in (tmp_path / "module/lib").glob("*/site-packages/opacus*"):
         entry.unlink()
+    marker = tmp_path / "site/env/.fl-installed"
     assert play("torch").returncode == 0
+    installed = marker.read_text()
     done = play("torch", fl_environment_extras=["privacy"])
     assert done.returncode == 2
     assert "Cannot install fl-hpc[privacy]" in done.stdout
+    # Who goes back to what was there before has it installed: pip may have come half way.
+    assert marker.read_text() != installed
+    assert re.findall(r"changed=(\d+)", play("torch").stdout) != ["0"]
+    assert marker.read_text() == installed
     mistyped = play("torch", fl_environment_extras=["privcy"])
     assert "value of fl_environment_extras must be one or more of: privacy" in mistyped.stdout
 
