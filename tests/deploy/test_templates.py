@@ -176,6 +176,13 @@ def test_every_site_runs_one_function_with_json(sites, name):
     assert schema["additionalProperties"] is False
 
 
+def test_daemons_are_restarted_for_other_versions_of_an_environment(sites):
+    for daemon in ("compute", "proxystore"):
+        file = sites / "my-workstation/daemons" / f"{daemon}.json"
+        followed = json.loads(file.read_text())["restart_for"]
+        assert f"{sites}/my-workstation/versions.json" in followed
+
+
 @pytest.mark.parametrize("name", [f"my-{machine}" for machine in MACHINES])
 def test_a_user_endpoint_does_not_inherit_the_secret(sites, name):
     file = sites / name / "globus_compute" / name / "user_environment.yaml"
