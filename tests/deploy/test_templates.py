@@ -21,11 +21,8 @@ MULTI_NODE = ["polaris-nodes", "aurora-nodes", "delta-nodes"]
 EXPECTED = Path(__file__).parent / "expected"
 
 
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory):
-    """Render inventory/sites.ini on this machine, and answer with its sites' folders."""
-    folder = tmp_path_factory.mktemp("sites")
-    (folder / "function.json").write_text(json.dumps({"function_id": FUNCTION}))
+def render(folder: Path, *words: str, **environment: str) -> str:
+    """Render inventory/sites.ini on this machine; answers with what the play said."""
     variables = {
         "ansible_connection": "local",
         "ansible_python_interpreter": sys.executable,
@@ -37,7 +34,7 @@ def sites(tmp_path_factory):
         # The loader looks the interface up, and this machine has no hsn0.
         "fl_compute_interface": "lo",
     }
-    subprocess.run(
+    done = subprocess.run(
         [
             "ansible-playbook",
             "-i",
@@ -46,13 +43,26 @@ def sites(tmp_path_factory):
             "tests/deploy/multi_node.ini",
             "-e",
             json.dumps(variables),
+            *words,
             "tests/deploy/render.yml",
         ],
         cwd=TOP,
-        env=sandbox_environment(folder),
-        check=True,
+        env=sandbox_environment(folder) | environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
         timeout=240,  # nine sites, each of whose files the daemons' own loaders read
     )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory):
+    """The folders of inventory/sites.ini's sites, rendered."""
+    folder = tmp_path_factory.mktemp("sites")
+    (folder / "function.json").write_text(json.dumps({"function_id": FUNCTION}))
+    render(folder)
     return folder
 
 
@@ -174,6 +184,12 @@ def test_every_site_runs_one_function_with_json(sites, name):
     schema = json.loads((site / "globus_compute" / name / "user_config_schema.json").read_text())
     assert schema["properties"] == {}
     assert schema["additionalProperties"] is False
+
+
+def test_another_operator_or_cron_writes_the_same_files(sites):
+    for user in ("ann", ""):
+        said = render(sites, "--limit", "my-workstation", USER=user)
+        assert re.findall(r"changed=(\d+)", said) == ["0"]
 
 
 def test_daemons_are_restarted_for_other_versions_of_an_environment(sites):
