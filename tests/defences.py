@@ -311,7 +311,10 @@ DEFENCES = [
     ),
     Defence(
         "another user on the login node reads our files",
-        (Change("playbooks/roles/lock/vars/main.yml", "umask 077", "umask 022"),),
+        (
+            Change("playbooks/roles/lock/vars/main.yml", "umask 077", "umask 022"),
+            Change("playbooks/roles/environment/defaults/main.yml", '  - "{{ fl_site_dir }}"\n'),
+        ),
         ((SECRECY, "another_user_of_the_login_node_sees_none_of_our_files"),),
         "site",
     ),

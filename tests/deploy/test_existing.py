@@ -59,3 +59,10 @@ def test_its_versions_are_written_down_for_the_daemons_to_be_restarted(play, tmp
     newer = VERSIONS | {"parsl": "2026.2.1"}
     assert re.findall(r"changed=(\d+)", play(**newer).stdout) == ["1"]
     assert json.loads(written.read_text()) == newer
+
+
+def test_a_folder_that_was_there_before_becomes_its_owner_s_alone(play, tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site").chmod(0o2775)
+    play(**VERSIONS)
+    assert (tmp_path / "site").stat().st_mode & 0o777 == 0o700
