@@ -154,6 +154,13 @@ def test_a_timer_starts_what_was_killed_and_a_stop_takes_it_out(site):
         assert time.monotonic() < deadline, site.said()
         time.sleep(0.1)
     assert site.play("ensure") == "changed=0"
+    # Another login node with the same home starts nothing.
+    site.machine.call("hostname", "login02")
+    site.systemctl("restart", timer)
+    assert site.systemctl("is-active", timer).stdout.strip() == "inactive"
+    site.machine.call("hostname", "login")
+    site.systemctl("restart", timer)
+    assert site.systemctl("is-active", timer).stdout.strip() == "active"
     assert site.play("stop") != "changed=0"
     assert [unit for unit in site.units() if unit.is_file()] == []
     assert site.systemctl("is-active", timer).stdout.strip() == "inactive"
