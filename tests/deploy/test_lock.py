@@ -59,3 +59,11 @@ def test_an_alias_that_leads_to_another_login_node_is_refused_before_anything(
     assert [path.name for path in (tmp_path / "site").iterdir()] == ["daemons"]
     record.write_text(json.dumps({"host": socket.gethostname(), "pid": 1}) + "\n")
     assert play(PLAY, *words).returncode == 0
+
+
+def test_an_empty_lock_of_a_full_disk_is_nobodys(play, tmp_path):
+    """Who took it for their own held nothing, and left it there."""
+    (tmp_path / "site/lock").touch()
+    done = play(PLAY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [path.name for path in (tmp_path / "site").glob("lock*")] == []
