@@ -10,12 +10,12 @@
 #PBS -e SCRIPTS/JOB.stderr
 #PBS -l filesystems=home:eagle
 
+export FL_BLOCK_END=$(( $(date +%s) + 1800 ))
 . /etc/profile
 module use /soft/modulefiles
 module load conda
 set -a; . SITE/site.env; set +a
 unset http_proxy https_proxy all_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY
-export FL_BLOCK_END=$(( $(date +%s) + 1800 ))
 unset GLOBUS_COMPUTE_CLIENT_ID GLOBUS_COMPUTE_CLIENT_SECRET
 unset PROXYSTORE_GLOBUS_CLIENT_ID PROXYSTORE_GLOBUS_CLIENT_SECRET
 export PATH=ENV/bin:"$PATH"
