@@ -1,5 +1,6 @@
 """What leaves a site in a bug report, and what must not."""
 
+import json
 import subprocess
 import sys
 import tarfile
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TOP
+from tests.conftest import TOP, sandbox_environment
 
 SECRET = "s3cret/with+odd=characters"
 
@@ -70,3 +71,28 @@ def test_of_a_large_log_the_end(site):
     log = collect(site)[1]["logs/compute.log"]
     assert len(log) == 1_000_000
     assert log.endswith("\nlast\n")
+
+
+def test_a_site_without_its_environment_is_asked_all_the_same(site, tmp_path_factory):
+    federation = tmp_path_factory.mktemp("federation")
+    (federation / "sites.ini").write_text(
+        f"[server]\nhome ansible_connection=local fl_site_dir={site}\n"
+    )
+    variables = {
+        "ansible_python_interpreter": sys.executable,
+        "fl_client_id": "11111111-2222-4333-8444-555555555555",
+        "fl_federation_dir": str(federation),
+    }
+    command = ["ansible-playbook", "-i", federation / "sites.ini", "-e", json.dumps(variables)]
+    done = subprocess.run(
+        [*command, "playbooks/collect-logs.yml"],
+        cwd=TOP,
+        env=sandbox_environment(federation),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    with tarfile.open(federation / "logs/home.tar.gz") as packed:
+        assert f"{site.name}/logs/compute.log" in packed.getnames()
