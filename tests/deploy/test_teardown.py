@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -98,3 +99,35 @@ def test_a_site_s_folder_goes_with_all_that_is_in_it(play, tmp_path):
         done = play()
         assert done.returncode == 0, done.stdout + done.stderr
         assert not (tmp_path / "site").exists()
+
+
+def test_one_that_was_broken_off_is_finished_by_the_next(play, tmp_path):
+    """What stops daemons may be gone then; what says that there are some has to go before it."""
+    site = tmp_path / "site"
+    lay_out(site, *OURS)
+    shutil.copy(TOP / "templates/site/daemon.py", site / "bin/daemon")
+    (site / "bin/fl-site").write_text('#!/bin/sh\nexec "$@"\n')
+    for program in ("daemon", "fl-site"):
+        (site / "bin" / program).chmod(0o700)
+    (site / "daemons/relay.json").write_text(
+        json.dumps(
+            {"what": "the relay", "mark": f"{site}/relay", "pid_file": "pid", "restart_for": []}
+        )
+    )
+    broken_off = play(teardown_gone="{{ nothing }}")
+    assert broken_off.returncode == 2
+    assert (site / "bin").exists()
+    shutil.rmtree(site / "bin")
+    done = play()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not site.exists()
+
+
+def test_a_daemon_that_nothing_can_stop_is_named(play, tmp_path):
+    """Its definition is there, and what stops it is not."""
+    lay_out(tmp_path / "site", "daemons/relay.json")
+    done = play()
+    assert done.returncode == 2
+    said = " ".join(done.stdout.split())
+    assert f"{tmp_path}/site/bin/fl-site cannot be run; playbooks/environment.yml brings it" in said
+    assert (tmp_path / "site/daemons/relay.json").exists()
