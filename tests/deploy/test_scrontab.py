@@ -180,3 +180,12 @@ def test_two_sites_of_one_account_leave_each_others_lines(site, tmp_path, kept_b
     finally:
         site.play("stop", fl_keep_up=kept_by, fl_site_dir=folders)
     assert table.read_text() == OTHERS
+
+
+@pytest.mark.parametrize("kept_by", ["scrontab", "cron"])
+def test_a_restart_keeps_nothing_up_that_is_not_there(site, kept_by):
+    """A machine of the relay's own has no ProxyStore endpoint, and a new site nothing yet."""
+    (site.folder / "daemons/sleeper.json").unlink()
+    assert changed(site.play("stop", fl_keep_up=kept_by, fl_daemon_kept=True)) == "changed=0"
+    assert not site.table.exists()
+    assert not (site.commands / "crons").exists()
