@@ -93,7 +93,7 @@ class Daemon:
         record = self._record()
         running = bool(record and _runs(record))
         if record and running:
-            os.kill(record["pid"], signal.SIGTERM)
+            _signal(record["pid"], signal.SIGTERM)
             _await(lambda: not _runs(record), STOP_GRACE_SECONDS)
         swept = self._sweep(record)
         self._clear_leftovers(record)
@@ -372,6 +372,8 @@ class Daemon:
 
 
 def _runs(record: Dict[str, Any]) -> bool:
+    if record["start_time"] is None:  # it had ended before its record was made
+        return False
     return record["boot"] == _boot() and _start_time(record["pid"]) == record["start_time"]
 
 

@@ -423,6 +423,20 @@ def test_a_recorded_pid_that_is_somebody_elses_now_is_left_alone(site, bystander
     assert bystander.poll() is None
 
 
+def test_one_that_had_ended_before_its_record_was_made_does_not_run(site, bystander):
+    site.call("ensure")
+    record = json.loads(site.record.read_text())
+    site.call("stop")
+    bystander.kill()
+    bystander.wait()
+    gone = json.dumps(record | {"pid": bystander.pid, "start_time": None})
+    site.record.write_text(gone)
+    assert "does not run" in site.refusal("status")
+    assert site.call("stop") == {"changed": False}
+    site.record.write_text(gone)
+    assert site.call("ensure")["changed"] is True
+
+
 def test_after_a_reboot_no_process_is_taken_for_it(site, bystander):
     """Number and clock tick may come again; the kernel's id of a boot does not."""
     site.call("ensure")
