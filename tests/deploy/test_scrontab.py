@@ -31,10 +31,11 @@ case "$1" in
 *) cat "$1" > "$table" ;;
 esac
 """,
-    # The login node is this machine.
+    # The login node is this machine, and its login shells know no `2>`.
     "ssh": """#!/bin/sh
 [ "$1 $2 $3" = "-o BatchMode=yes $(uname -n)" ] || exit 255
 shift 3
+case "$*" in "sh -c "*) ;; *) echo "Ambiguous output redirect." >&2; exit 1 ;; esac
 exec sh -c "$*"
 """,
 }
