@@ -150,14 +150,14 @@ def test_a_lost_site_that_is_online_again_takes_the_same_turn_again(world):
     assert world.sites.turn("a", 1) == 2  # another model, another training
 
 
-def sent_twice(world):
-    """A task of a site that was taken for lost, and the same turn's again."""
+def sent_twice(world, version=0):
+    """A task of a site that was taken for lost, and the same turn's again, or a later version's."""
     first = world.send("a", job="first")
     world.endpoints.health_of["a"] = OFFLINE
     world.pass_time(3 * sites.CHECK_SECONDS)
     world.endpoints.health_of["a"] = None
     world.pass_time(2 * sites.CHECK_SECONDS)
-    second = world.send("a", job="second")
+    second = world.send("a", version, job="second")
     return first, second
 
 
@@ -170,12 +170,7 @@ def test_an_answer_that_comes_twice_counts_once(world):
 
 
 def test_a_late_answer_of_an_earlier_turn_is_not_the_one_that_is_waited_for(world):
-    first = world.send("a", job="first")
-    world.endpoints.health_of["a"] = OFFLINE
-    world.pass_time(3 * sites.CHECK_SECONDS)
-    world.endpoints.health_of["a"] = None
-    world.pass_time(2 * sites.CHECK_SECONDS)
-    second = world.send("a", version=1, job="second")  # the server has stepped meanwhile
+    first, second = sent_twice(world, version=1)  # the server has stepped meanwhile
     first.set_result(answer(steps=1))
     world.pass_time(1)
     assert not world.sites["a"].answered
