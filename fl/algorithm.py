@@ -79,7 +79,7 @@ def open_steps(
             clients' trainer or the format of updates.
     """
     configs, weights = federation.server_configs, frozen.travelling(model)
-    buffers = _buffers(model)
+    buffers = frozen.buffers(model)
     aggregator = open_aggregator(
         configs.aggregator,
         configs.aggregator_kwargs,
@@ -254,7 +254,7 @@ def _evaluator(federation: Federation, model: nn.Module) -> Evaluator | None:
     if found is None:
         return None
     dataset, settings = found
-    buffers = _buffers(model)
+    buffers = frozen.buffers(model)
 
     def evaluate(weights: Tensors) -> trainer.Evaluation:
         # A forward pass may count in a buffer, and the model that is trained is not to be changed.
@@ -266,11 +266,6 @@ def _evaluator(federation: Federation, model: nn.Module) -> Evaluator | None:
             _empty(model, weights)
 
     return evaluate
-
-
-def _buffers(model: nn.Module) -> set[str]:
-    """By every name that a state has them under: a module may have two."""
-    return {name for name, _ in model.named_buffers(remove_duplicate=False)}
 
 
 def _empty(model: nn.Module, weights: Tensors) -> None:

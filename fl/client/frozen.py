@@ -44,6 +44,18 @@ def travelling(model: nn.Module) -> Tensors:
     return {name: tensor.detach() for name, tensor in whole.items() if not _is_frozen(tensor)}
 
 
+def buffers(model: nn.Module) -> set[str]:
+    """Names of what no optimizer steps, such as batch norm's running statistics.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Every name that its `state_dict` may have them under: a module may stand in it twice.
+    """
+    return {name for name, _ in model.named_buffers(remove_duplicate=False)}
+
+
 def _is_frozen(tensor: torch.Tensor) -> bool:
     return isinstance(tensor, nn.Parameter) and not tensor.requires_grad
 

@@ -406,8 +406,7 @@ def _coded(
     configs = wanted.compressor_configs
     if wanted.masking is not None:
         return masking.masked(update, wanted, wanted.masking, num_samples)
-    # Two names of one buffer are two buffers on another device.
-    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    buffers = frozen.buffers(model)
     if not configs.enable_compression or configs.top_k is None:
         # Of the way's speed, what the model took to come is what is known.
         speed = Ref.from_json(wanted.model).size / max(get_seconds, 1e-9)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import psutil
 import pytest
 
 from tests.conftest import BIN, TOP, sandbox_environment
+from tests.deploy.sleeper import lay_out
 
 DAEMON = ["sh", "-c", "echo $$ > pid; exec sleep 603"]
 OTHERS = "# somebody's\n#SCRON --qos=cron\n0 5 * * * backup 100%\n"
@@ -41,28 +41,6 @@ exec sh -c "$*"
 }
 
 
-def lay_out(folder: Path) -> None:
-    """Make a site's folder with one daemon."""
-    for name in ("bin", "daemons", "logs"):
-        (folder / name).mkdir(parents=True)
-    shutil.copy(TOP / "templates/site/daemon.py", folder / "bin/daemon")
-    (folder / "bin/fl-site").write_text('#!/bin/sh\nexec "$@"\n')
-    for program in (folder / "bin").iterdir():
-        program.chmod(0o700)
-    definition = {
-        "what": "the sleeper",
-        "command": DAEMON,
-        "restart_for": [],
-        "mark": str(folder / "sleeper"),
-        "pid_file": str(folder / "pid"),
-        "log": str(folder / "logs/sleeper.log"),
-        "other_logs": [],
-        "deadline": 10,
-        "known_errors": [],
-    }
-    (folder / "daemons/sleeper.json").write_text(json.dumps(definition))
-
-
 def sleepers(folder: Path) -> list[psutil.Process]:
     """The daemon of a site, whoever has started it."""
     return [
@@ -84,7 +62,7 @@ class Site:
             (self.commands / name).write_text(text)
         for program in self.commands.iterdir():
             program.chmod(0o700)
-        lay_out(self.folder)
+        lay_out(self.folder, DAEMON)
         self.inventory = folder / "sites.ini"
         self.inventory.write_text("[server]\nhome ansible_connection=local\n")
         self.environment = sandbox_environment(folder)
@@ -169,7 +147,7 @@ def test_where_there_is_no_scrontab_a_line_says_what_that_means(site):
 def test_two_sites_of_one_account_leave_each_others_lines(site, tmp_path, kept_by):
     """Their plays run at the same time, and the table is one."""
     other = tmp_path / "another"
-    lay_out(other)
+    lay_out(other, DAEMON)
     site.inventory.write_text(f"{site.inventory.read_text()}[sites]\nb ansible_connection=local\n")
     folders = f"{{{{ {str(other)!r} if inventory_hostname == 'b' else {str(site.folder)!r} }}}}"
     table = site.table if kept_by == "scrontab" else site.commands / "crons"

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import re
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from tests.conftest import BIN, TOP, sandbox_environment
 from tests.deploy import namespaces, slurm_cluster
 from tests.deploy.namespaces import Machine
+from tests.deploy.sleeper import lay_out
 
 pytestmark = pytest.mark.daemons
 SYSTEMD = "/lib/systemd/systemd"
@@ -42,24 +42,8 @@ class Site:
     def __init__(self, folder: Path) -> None:
         self.folder, self.log = folder, folder / "systemd.log"
         self.machine = Machine.make("login")
-        for name in ("bin", "daemons", "logs", "home/.config/systemd/user"):
-            (folder / name).mkdir(parents=True)
-        shutil.copy(TOP / "templates/site/daemon.py", folder / "bin/daemon")
-        (folder / "bin/fl-site").write_text('#!/bin/sh\nexec "$@"\n')
-        for program in (folder / "bin").iterdir():
-            program.chmod(0o700)
-        definition = {
-            "what": "the sleeper",
-            "command": DAEMON,
-            "restart_for": [],
-            "mark": str(folder / "sleeper"),
-            "pid_file": str(folder / "pid"),
-            "log": str(folder / "logs/sleeper.log"),
-            "other_logs": [],
-            "deadline": 10,
-            "known_errors": [],
-        }
-        (folder / "daemons/sleeper.json").write_text(json.dumps(definition))
+        (folder / "home/.config/systemd/user").mkdir(parents=True)
+        lay_out(folder, DAEMON)
 
     @property
     def environment(self) -> dict[str, str]:

@@ -33,6 +33,13 @@ from fl.transport.base import Ref, TransportError, UnreachableError
 from tests.server.conftest import ScriptedEndpoints, train
 
 NEVER = lambda *_: None  # noqa: E731  (a client that never answers, wherever a script may stand)
+BY_TWOS = {
+    "scheduler": "AsyncScheduler",
+    "aggregator": "FedBuffAggregator",
+    "aggregator_kwargs": {"K": 2},
+    "min_clients": 1,
+}
+"""Settings by which every second update is a step."""
 
 
 def of(kind, events):
@@ -359,11 +366,8 @@ def test_no_update_is_evicted_before_its_step_is_saved(fit, transport):
     fit(
         {name: train(1.0) for name in "abc"},
         on_event=count,
-        scheduler="AsyncScheduler",
-        aggregator="FedBuffAggregator",
-        aggregator_kwargs={"K": 2},
         num_global_epochs=6,
-        min_clients=1,
+        **BY_TWOS,
     )
     assert len(in_step) == 12
     assert all(evicted[name] > step for name, step in in_step.items())
@@ -371,13 +375,7 @@ def test_no_update_is_evicted_before_its_step_is_saved(fit, transport):
 
 def test_an_answer_that_waits_over_a_step_is_asked_for_again_on_resume(fit):
     """The checkpoint has not what waits: whose answer that is, has not answered."""
-    fit(
-        {name: train(1.0) for name in "abc"},
-        scheduler="AsyncScheduler",
-        aggregator="FedBuffAggregator",
-        aggregator_kwargs={"K": 2},
-        min_clients=1,
-    )
+    fit({name: train(1.0) for name in "abc"}, **BY_TWOS)
     (snapshot,) = fit.snapshots
     assert {name: site.answered for name, site in snapshot.sites.items()} == {
         "a": True,
@@ -693,11 +691,8 @@ def test_a_run_that_ends_early_for_good_leaves_nothing(fit, transport):
     fit(
         {name: train(1.0) for name in "abc"},
         on_event=stop,
-        scheduler="AsyncScheduler",
-        aggregator="FedBuffAggregator",
-        aggregator_kwargs={"K": 2},
-        min_clients=1,
         num_global_epochs=9,
+        **BY_TWOS,
     )
     assert fit.snapshots[-1].version == 1
     assert transport.objects == {}
