@@ -17,10 +17,10 @@ from fl.tensors import Tensors
 
 @dataclass
 class _Latest:
-    """A client's latest model, which lies on disk; its share, and the steps since it came."""
+    """A client's latest model, which lies on disk; its samples, and the steps since it came."""
 
     model: Tensors
-    share: float
+    samples: int
     age: int = 0
 
 
@@ -49,14 +49,14 @@ class Latest(Aggregator):
         Raises:
             HoldError: The disk is full.
         """
-        self._known[contribution.client_id] = _Latest(on_disk(update), contribution.share)
+        self._known[contribution.client_id] = _Latest(on_disk(update), contribution.num_samples)
 
     def step(self, weights: Tensors) -> Tensors:
         """Make the mean of the latest models, in the clients' order."""
         if all(latest.age for latest in self._known.values()):
             raise ValueError("no update to average")
         known = [self._known[client] for client in self._clients if client in self._known]
-        weighed = [(its.model, latest_weight(its.share, its.age)) for its in known]
+        weighed = [(its.model, latest_weight(its.samples, its.age)) for its in known]
         (first, weight), *others = [(model, weight) for model, weight in weighed if weight]
         mean = WeightedMean()
         mean.add_all([(_own(first), weight), *others])
@@ -71,8 +71,8 @@ class Latest(Aggregator):
         if not known:
             return {}
         return {
-            "known": {
-                number: torch.tensor([its.share, its.age], dtype=torch.float64)
+            "samples": {
+                number: torch.tensor([its.samples, its.age])
                 for number, its in known.items()
             },
             **{f"latest {number}": its.model for number, its in known.items()},
@@ -81,13 +81,13 @@ class Latest(Aggregator):
     def restore(self, state: State) -> None:
         """Go on from another's `state`."""
         roles = {f"latest {number}": client for number, client in enumerate(self._clients)}
-        if foreign := sorted(state.keys() - roles.keys() - {"known"}):
+        if foreign := sorted(state.keys() - roles.keys() - {"samples"}):
             raise ValueError(f"{foreign[0]} is no state of {type(self).__name__}")
         self._known = {}
         for role, client in roles.items():
             if role in state:
-                share, age = state["known"][role.removeprefix("latest ")].tolist()
-                self._known[client] = _Latest(on_disk(state[role]), share, int(age))
+                samples, age = state["samples"][role.removeprefix("latest ")].tolist()
+                self._known[client] = _Latest(on_disk(state[role]), samples, age)
 
 
 def _own(model: Tensors) -> Tensors:

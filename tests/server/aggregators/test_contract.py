@@ -202,7 +202,6 @@ def test_given_weights_scale_out(name):
 ALIKE = {
     "FedBuffAggregator",
     "FedCompassAggregator",
-    "LatestAggregator",
     "PaceAggregator",
     "ScaffoldAggregator",
 }

@@ -15,7 +15,7 @@ def of(value):
 
 
 def stepped(aggregator, client, value):
-    aggregator.add(of(value), contribution(client, share=0.5))
+    aggregator.add(of(value), contribution(client, num_samples=60))
     return aggregator.step(of(0.0))["w"][0].item()
 
 
@@ -34,14 +34,22 @@ def test_a_models_weight_ends_as_nothing():
     aggregator = opened("LatestAggregator")
     stepped(aggregator, "site-a", 1.0)
     aggregator._known["site-a"].age = 20_000
-    assert latest_weight(0.5, 20_000) == 0.0
+    assert latest_weight(60, 20_000) == 0.0
     assert stepped(aggregator, "site-b", 3.0) == 3.0
+
+
+def test_a_model_weighs_by_its_samples_however_little_was_known_when_it_came():
+    """The server's estimate of a share: the first to answer has a share of 1/N, the next more."""
+    aggregator = opened("LatestAggregator")
+    for client, samples, share in (("site-a", 100, 0.5), ("site-b", 300, 0.75)):
+        aggregator.add(of(float(samples)), contribution(client, samples, share=share))
+    assert aggregator.step(of(0.0))["w"].tolist() == [250.0, 250.0]
 
 
 def test_a_model_that_came_twice_counts_once():
     aggregator = opened("LatestAggregator")
     for client, value in (("site-a", 7.0), ("site-a", 1.0), ("site-b", 2.0)):
-        aggregator.add(of(value), contribution(client, share=0.5))
+        aggregator.add(of(value), contribution(client, num_samples=60))
     assert aggregator.step(of(0.0))["w"].tolist() == [1.5, 1.5]
 
 
@@ -62,6 +70,6 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
 
 
 def test_weights_are_of_what_is_possible():
-    for share, age in ((0.0, 0), (0.5, -1)):
-        with pytest.raises(ValueError, match=r"share|age"):
-            latest_weight(share, age)
+    for samples, age in ((0, 0), (60, -1)):
+        with pytest.raises(ValueError, match=r"samples|age"):
+            latest_weight(samples, age)
