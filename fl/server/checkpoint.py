@@ -14,13 +14,14 @@ import json
 import mmap
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from blake3 import blake3
 
+from fl.endpoints.base import JSONObject
 from fl.errors import FederationError
 from fl.server.strategies import State
 from fl.tensors import (
@@ -77,6 +78,7 @@ class Snapshot:
         aggregator: What the aggregator remembers.
         scheduler: What the scheduler has learnt, JSON types.
         sites: What is kept of every site.
+        outlived: References to updates that are in the model, and may not be evicted yet.
     """
 
     version: int
@@ -84,6 +86,7 @@ class Snapshot:
     aggregator: State
     scheduler: dict[str, Any]
     sites: dict[str, SiteMemory]
+    outlived: list[JSONObject] = field(default_factory=list)
 
 
 def save(file: Path, snapshot: Snapshot) -> None:
@@ -202,6 +205,7 @@ def _metadata(snapshot: Snapshot) -> dict[str, str]:
         "version": snapshot.version,
         "scheduler": snapshot.scheduler,
         "sites": {name: asdict(memory) for name, memory in snapshot.sites.items()},
+        "outlived": snapshot.outlived,
         # A role without tensors has no name among theirs.
         "roles": list(snapshot.aggregator),
     }
@@ -240,6 +244,7 @@ def _snapshot(tensors: Tensors, rest: dict[str, Any]) -> Snapshot:
         aggregator=aggregator,
         scheduler=rest["scheduler"],
         sites={name: SiteMemory(**memory) for name, memory in rest["sites"].items()},
+        outlived=rest.get("outlived", []),
     )
 
 

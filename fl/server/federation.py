@@ -163,6 +163,8 @@ class Server:
         """
         self._restore(start)
         self._objects.keep(left)
+        for ref in start.outlived:
+            self._objects.done_with(Ref.from_json(ref))
         # What is still out of an earlier process's secure sum, nobody can take the masks off.
         for task in recovered if self._masking is None else ():
             if self._scheduler.keeps_late or task.version == start.version:
@@ -552,6 +554,7 @@ class Server:
             aggregator=self._aggregator.state(),
             scheduler=self._scheduler.state(),
             sites=self._memory,
+            outlived=self._objects.outlived(),
         )
 
     def _note_saved(self) -> None:

@@ -17,6 +17,7 @@ from fl.server.clock import Clock
 from fl.server.events import Listener, Warned
 from fl.tensors import Data
 from fl.transport import Ref, Transport, TransportError, UnreachableError
+from fl.transport.inline import InlineTransport
 
 Put = TypeVar("Put")
 
@@ -43,6 +44,7 @@ class Objects:
         self._put_at = -math.inf
         self._in_step: list[Ref] = []
         self._used: list[Ref] = []
+        self._leaving: list[Ref] = []
         self._kept: list[Ref] = []
         self._evicting: Future[list[FederationError]] = Future()
         self._evicting.set_result([])
@@ -103,6 +105,15 @@ class Objects:
         self._used += self._in_step
         self._in_step = []
 
+    def outlived(self) -> list[JSONObject]:
+        """Updates that are done with and may not be evicted yet, for a checkpoint.
+
+        A server that is killed before it comes to them leaves them to the one that goes on.
+        """
+        refs = [*self._leaving, *self._used, *self._in_step]
+        # What came inside its answer is nowhere else, and would make the checkpoint as large.
+        return [ref.to_json() for ref in refs if ref.transport != InlineTransport.name]
+
     def evict_models(self, needed: Collection[int]) -> None:
         """Evict models that no site has a task with.
 
@@ -120,8 +131,9 @@ class Objects:
         """
         if self._evicting.done():
             self._tell(self._evicting.result())
-            used, self._used = self._not_models(self._used), []
-            self._evicting = self._clock.call(lambda: self._evict(used))
+            leaving, self._used = self._not_models(self._used), []
+            self._leaving = leaving
+            self._evicting = self._clock.call(lambda: self._evict(leaving))
 
     def evict_all(self, spared: Collection[Ref] = ()) -> None:
         """The run has ended: evict all that is left.

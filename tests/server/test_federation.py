@@ -678,6 +678,19 @@ def test_a_run_that_goes_on_trains_no_site_again_whose_answer_comes_again(fit, t
     assert transport.objects == {}
 
 
+def test_what_a_killed_server_had_no_time_to_evict_who_goes_on_evicts(fit, transport, monkeypatch):
+    """Killed as soon as its step was saved: the updates in that are asked for no more."""
+    with monkeypatch.context() as killed:
+        killed.setattr(transport, "evict", lambda ref: None)
+        fit({"a": train(1.0), "b": train(3.0)}, num_global_epochs=1)
+    left = fit.snapshots[-1]
+    updates = {ref["key"]["object"] for ref in left.outlived}
+    assert len(updates) == 2
+    assert updates < transport.objects.keys()
+    fit({"a": train(1.0), "b": train(3.0)}, start=left, num_global_epochs=2)
+    assert not updates & transport.objects.keys()
+
+
 def test_a_run_that_ends_early_for_good_leaves_nothing(fit, transport):
     """It is stopped with updates that wait, and nobody goes on with it."""
     fit.prepared = ScriptedEndpoints(transport, {})
