@@ -72,8 +72,7 @@ class Latest(Aggregator):
             return {}
         return {
             "samples": {
-                number: torch.tensor([its.samples, its.age])
-                for number, its in known.items()
+                number: torch.tensor([its.samples, its.age]) for number, its in known.items()
             },
             **{f"latest {number}": its.model for number, its in known.items()},
         }
