@@ -8,17 +8,16 @@ steps) and an `Aggregator` (what a step is). A round is what happens between two
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
 from fl.client.trainer import Evaluation
-from fl.compression import decompress
 from fl.config import Federation
 from fl.endpoints.base import Endpoints, SiteError
 from fl.errors import FederationError
-from fl.sealing import SealError, ServerKeys, training_name
+from fl.sealing import ServerKeys
 from fl.secure_sum.keys import SecureSumError
 from fl.server.aggregators import Aggregator, Contribution, SecureFedAvg
 from fl.server.answers import read_answer
@@ -27,22 +26,13 @@ from fl.server.clock import Clock
 from fl.server.evaluation import is_due, of_answers
 from fl.server.events import ClientFailed, Listener, RoundStarted, Warned
 from fl.server.masking import Masking
-from fl.server.norms import require_norm
 from fl.server.objects import Objects
 from fl.server.requests import train_request, training
 from fl.server.round import Round
 from fl.server.schedulers import Answer, Assignment, Scheduler, View
 from fl.server.sites import Arrival, Sites, State, Task
-from fl.tensors import (
-    Data,
-    Tensors,
-    decode,
-    largest_encoding,
-    norm,
-    pieces,
-    require_finite,
-    require_layout,
-)
+from fl.server.updates import Updates
+from fl.tensors import Data, Tensors, pieces
 from fl.transport import GoneError, Ref, Store, Transport, TransportError, UnreachableError
 
 Evaluator = Callable[[Tensors], Evaluation]
@@ -51,13 +41,8 @@ FETCHES = 4
 """Times that an update is asked for before its site is asked to train again."""
 REJECTIONS = 3
 """Answers in a row that are not believed before their site gets no more tasks."""
-LEAST_FETCH_SECONDS, LEAST_BYTES_PER_SECOND = 10.0, 1e7
-"""What an update is given that is fetched as its round ends, however that goes over time."""
 FETCH_PAUSE_SECONDS = 2.0
 """Before an update is asked for again; four times as long each time."""
-
-HEADER_ROOM = 1_000_000
-"""Bytes that an update may have beyond the model's."""
 
 
 class RoundError(FederationError):
@@ -131,7 +116,15 @@ class Server:
         self._objects = Objects(parts.transport, parts.clock, parts.listen, self._patience)
         self._waiting: list[Answer] = []
         self._retries: dict[tuple[str, int], _Retry] = {}
-        self._update_bytes = 0  # that one takes at most, once the model is known
+        self._updates = Updates(
+            federation,
+            run_id,
+            parts.transport,
+            self._objects,
+            parts.aggregator,
+            parts.clock,
+            parts.sealing,
+        )
         self._stopping = self._final = False
 
     def stop(self, *, final: bool = False) -> None:
@@ -173,7 +166,7 @@ class Server:
         start.weights.clear()
         start.aggregator.clear()
         this = Round(snapshot, self._clock, self._reload)
-        self._update_bytes = largest_encoding(self._expected(this))
+        self._updates.expect(this.layout)
         try:
             while snapshot.version < self._rounds and not self._stopping:
                 self._gather(this)
@@ -251,21 +244,12 @@ class Server:
         model = self._objects.model(this.version, max(missed, default=None))
         if model is None:
             with this.phase("broadcast"):
-                encoded: Sequence[Data] = pieces(self._sent_with(this.weights))
+                sent = {**this.weights, **self._aggregator.extra(this.weights)}
+                encoded: Sequence[Data] = pieces(sent)
                 if self._sealing is not None:
                     encoded = list(self._sealing.seal_model(encoded))
                 model = self._objects.put_model(this.version, encoded)
         return model
-
-    def _sent_with(self, weights: Tensors) -> Tensors:
-        """What is sent, and what an update in clear is like: the model, the aggregator's own."""
-        return {**weights, **self._aggregator.extra(weights)}
-
-    def _expected(self, this: Round) -> Tensors:
-        """What an update looks like."""
-        if isinstance(self._aggregator, SecureFedAvg):
-            return self._aggregator.masked(this.layout)
-        return self._sent_with(this.layout)
 
     def _job(self, name: str, what: object) -> str:
         """A name unlike any other task's, of a process too that was killed and whose tasks live."""
@@ -276,7 +260,7 @@ class Server:
         name = assignment.client_id
         turn = self._sites.turn(name, this.version)
         job = self._job(name, turn)
-        most = _most_bytes(max(model.size, self._update_bytes))
+        most = self._updates.most_bytes(model.size)
         request = train_request(
             self._training[name],
             model,
@@ -325,8 +309,8 @@ class Server:
         memory = self._memory[answer.client_id]
         try:
             with this.phase("collect"):
-                update = self._fetch(this, answer)
-                size = self._require_norm(this, update)
+                update = self._updates.fetch(this, answer)
+                size = self._updates.require_norm(this, update, self._norms())
         except (UnreachableError, GoneError) as error:
             self._ask_again(this, answer, error)
             return False
@@ -349,49 +333,9 @@ class Server:
         self._listen(this.received(answer))
         return True
 
-    def _fetch(self, this: Round, answer: Answer) -> Tensors:
-        """An update, once it is known that there is room for it, and that it is one."""
-        if this.folded:  # there is a sum already
-            this.let_go()
-        layout, ref = self._expected(this), answer.update
-        if ref.size > (most := _most_bytes(self._update_bytes)):
-            raise TransportError(f"its update claims {ref.size} bytes, {most} are the most")
-        if self._objects.is_model(ref):
-            raise TransportError("its update is the model that it was sent")
-        compressor = self._federation.client_configs.comm_configs.compressor_configs
-        data, buffers = self._opened(this, answer), self._aggregator.buffers
-        update = decompress(decode(data), layout, compressor, buffers)
-        require_layout(layout, update)
-        return update
-
-    def _opened(self, this: Round, answer: Answer) -> Data:
-        """An update's bytes, which are its own site's and of this training where it is sealed."""
-        data = self._transport.get(answer.update, self._fetch_seconds(this, answer.update))
-        if self._sealing is None:
-            return data
-        training = training_name(self._run_id, answer.client_id, answer.turn)
-        try:
-            return self._sealing.open_update(data, training)
-        except SealError as error:
-            raise SealError(f"its update does not open: {error}") from error
-
-    def _fetch_seconds(self, this: Round, ref: Ref) -> float:
-        """How long an update may take: no longer than its round, but what any needs."""
-        left = this.opened + self._patience - self._clock.now()
-        return max(left, LEAST_FETCH_SECONDS + ref.size / LEAST_BYTES_PER_SECOND)
-
-    def _require_norm(self, this: Round, update: Tensors) -> float | None:
-        """Refuse an update that is no number, or too large; its norm, where any is asked for."""
-        factor = self._federation.server_configs.norm_bound
-        if factor is None or self._aggregator.clips:
-            require_finite(update)
-            return None
-        found = norm(update)
-        if not math.isfinite(found):  # or what is large alone, which is looked at next
-            require_finite(update)
-        last = (memory.norm for memory in self._memory.values() if memory.norm is not None)
-        require_norm(found, factor, this.model_norm, last)
-        return found
+    def _norms(self) -> Iterator[float]:
+        """Of each site's last update that was used."""
+        return (memory.norm for memory in self._memory.values() if memory.norm is not None)
 
     def _refuse(self, this: Round, answer: Answer, error: FederationError) -> None:
         """An update is not believed."""
@@ -613,8 +557,3 @@ class _Retry:
 
 def _key(answer: Answer) -> tuple[str, int]:
     return answer.client_id, answer.turn
-
-
-def _most_bytes(model: int) -> int:
-    """What an update may have; zstd makes what it cannot compress a little longer."""
-    return int(1.01 * model) + HEADER_ROOM

@@ -12,7 +12,8 @@ from fl.endpoints.base import TEXT, SiteError, answer_of
 from fl.record import Record
 from fl.server.checkpoint import SiteMemory, Snapshot
 from fl.server.events import ClientFailed, RoundStarted, SiteChanged, UpdateReceived, Warned
-from fl.server.federation import REJECTIONS, RoundError, _most_bytes
+from fl.server.federation import REJECTIONS, RoundError
+from fl.server.updates import HEADER_ROOM
 from fl.tensors import TensorsError, decode, encode, largest_encoding
 from fl.transport.base import LARGEST_BYTES, Ref, TransportError
 from tests.server.conftest import train
@@ -80,7 +81,7 @@ def test_what_claims_too_much_is_not_asked_for(fit, transport, weights, monkeypa
     asked = []
     get = transport.get
     monkeypatch.setattr(transport, "get", lambda ref, *_: asked.append(ref.size) or get(ref))
-    most = _most_bytes(largest_encoding(weights))
+    most = int(1.01 * largest_encoding(weights)) + HEADER_ROOM
     fit({"good": train(1.0), "bad": claims(most + 1)}, min_clients=1)
     assert max(asked) <= most
 

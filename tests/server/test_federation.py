@@ -297,7 +297,7 @@ def test_an_update_that_cannot_be_fetched_is_asked_for_again(fit, transport, mon
 
 def test_a_way_that_is_stuck_keeps_no_round_beyond_its_deadline(fit, transport, monkeypatch):
     """As the server's ProxyStore endpoint while it waits for a dead peer: no get comes back."""
-    monkeypatch.setattr("fl.server.federation.LEAST_FETCH_SECONDS", 0.05)
+    monkeypatch.setattr("fl.server.updates.LEAST_FETCH_SECONDS", 0.05)
     get, given, models = transport.get, [], []
 
     def stuck(ref, seconds=math.inf):
