@@ -107,6 +107,7 @@ def open_steps(
     if isinstance(aggregator, SecureFedAvg):
         require_secure(federation, aggregator, file)
     if isinstance(aggregator, DPFedAvg):
+        require_untied(configs, model, file)
         _require_rounds(configs, "a client is in a step once", file)
     if isinstance(aggregator, Holding):
         require_robust(configs, aggregator, file)
@@ -130,6 +131,25 @@ def require_real(configs: ServerConfigs, weights: Tensors, file: Path) -> None:
                 f"{file}: server_configs.aggregator: {configs.aggregator} would not train the "
                 f"model's complex parameter {name}: keep its two parts, as torch.view_as_real does"
             )
+
+
+def require_untied(configs: ServerConfigs, model: nn.Module, file: Path) -> None:
+    """Refuse a weight of several names where noise is drawn for each.
+
+    Args:
+        configs: The server's.
+        model: The run's.
+        file: Where the configuration stands, for messages.
+
+    Raises:
+        ConfigError: Its names would stand for different numbers after a step.
+    """
+    if first := min(frozen.tied(model), default=None):
+        raise ConfigError(
+            f"{file}: server_configs.aggregator: {configs.aggregator}: {first} is another name of "
+            "a weight that has one already: noise, which is drawn for each name, would tear them "
+            "apart; give each a weight of its own"
+        )
 
 
 def require_robust(configs: ServerConfigs, aggregator: Holding, file: Path) -> None:

@@ -148,29 +148,52 @@ class Complex(nn.Module):
     def forward(self, x):
         return (x.to(torch.cfloat) @ self.wave).real
 """
+TIED = """
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.net = nn.Linear(4, 4), nn.Linear(4, 4), Net()
+        self.last.weight = self.first.weight
+    def forward(self, x):
+        return self.net(self.last(self.first(x)))
+"""
 
 
-@pytest.mark.parametrize(
-    ("settings", "refused"),
-    [
-        ({"aggregator": "SecureFedAvgAggregator"}, "would not train the model's complex parameter"),
-        ({"aggregator": "DPFedAvgAggregator"}, "would not train the model's complex parameter"),
-        ({}, "local_dp: the complex parameter wave would be left out"),
-    ],
-)
-def test_complex_parameters_are_not_left_out_without_a_word(
-    tmp_path, monkeypatch, settings, refused
-):
-    def change(server, clients):
-        server["server_configs"] |= settings
-        server["client_configs"]["model_configs"]["model_name"] = "Complex"
-        if not settings:
-            server["client_configs"]["train_configs"]["local_dp"] = {"noise_multiplier": 1.0}
+@pytest.fixture
+def refused(tmp_path, monkeypatch):
+    """Why a model of such code is not trained by such settings."""
 
-    experiment.write(tmp_path, change)
-    with (tmp_path / "code.py").open("a") as code:
-        code.write(COMPLEX)
-    monkeypatch.setenv("FL_SITE_CODE", str(tmp_path))
-    files = Files(tmp_path / "server.yaml", tmp_path / "clients.yaml")
-    with pytest.raises(ConfigError, match=refused):
-        Algorithm(files.load(), files.server)
+    def _refused(code, server=None, train=None):
+        def change(files, clients):
+            files["server_configs"] |= server or {}
+            files["client_configs"]["train_configs"] |= train or {}
+            files["client_configs"]["model_configs"]["model_name"] = name
+
+        name = re.search(r"class (\w+)", code)[1]
+        experiment.write(tmp_path, change)
+        with (tmp_path / "code.py").open("a") as stream:
+            stream.write(code)
+        monkeypatch.setenv("FL_SITE_CODE", str(tmp_path))
+        files = Files(tmp_path / "server.yaml", tmp_path / "clients.yaml")
+        with pytest.raises(ConfigError) as caught:
+            Algorithm(files.load(), files.server)
+        return str(caught.value)
+
+    return _refused
+
+
+@pytest.mark.parametrize("name", ["SecureFedAvgAggregator", "DPFedAvgAggregator"])
+def test_an_aggregator_that_would_not_train_complex_parameters_says_so(refused, name):
+    expected = "would not train the model's complex parameter wave"
+    assert expected in refused(COMPLEX, {"aggregator": name})
+
+
+def test_local_dp_does_not_leave_complex_parameters_out_without_a_word(refused):
+    expected = "local_dp: the complex parameter wave would be left out"
+    assert expected in refused(COMPLEX, train={"local_dp": {"noise_multiplier": 1.0}})
+
+
+def test_noise_that_would_tear_tied_weights_apart_is_refused(refused):
+    expected = "last.weight is another name of a weight that has one already"
+    assert expected in refused(TIED, {"aggregator": "DPFedAvgAggregator"})
+    assert expected in refused(TIED, train={"local_dp": {"noise_multiplier": 1.0}})

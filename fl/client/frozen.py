@@ -56,6 +56,20 @@ def buffers(model: nn.Module) -> set[str]:
     return {name for name, _ in model.named_buffers(remove_duplicate=False)}
 
 
+def tied(model: nn.Module) -> set[str]:
+    """Further names of trained weights that have one already, as a head's that is the embedding.
+
+    Args:
+        model: The model.
+    """
+    trained = {
+        name
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if parameter.requires_grad
+    }
+    return trained - {name for name, _ in model.named_parameters()}
+
+
 def _is_frozen(tensor: torch.Tensor) -> bool:
     return isinstance(tensor, nn.Parameter) and not tensor.requires_grad
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from fl import privacy
+from fl.client import frozen
 from fl.client.algorithms import delta
 from fl.client.spending import PrivacyError
 from fl.config import LocalDP
@@ -30,7 +31,7 @@ def require_parameters(model: nn.Module, travelling: Iterable[str]) -> None:
         travelling: Names of all that leaves of it.
 
     Raises:
-        PrivacyError: One is no parameter, or a complex one.
+        PrivacyError: One is no parameter, a complex one, or one that has several names.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name in sorted(travelling):
@@ -41,6 +42,11 @@ def require_parameters(model: nn.Module, travelling: Iterable[str]) -> None:
             )
         if parameters[name].is_complex():
             raise PrivacyError(f"local_dp: the complex parameter {name} would be left out")
+    if first := min(frozen.tied(model), default=None):
+        raise PrivacyError(
+            f"local_dp: {first} is another name of a weight that has one already: noise, which is "
+            "drawn for each name, would tear them apart; give each a weight of its own"
+        )
 
 
 def noised(trained: Tensors, received: Tensors, wanted: LocalDP) -> Tensors:

@@ -126,6 +126,13 @@ def test_what_would_leave_without_noise_is_refused(site):
         TrainConfigs(local_dp=LocalDP(**NOISE), trainer="ScaffoldTrainer")
 
 
+def test_tied_weights_are_refused_lest_noise_tears_them_apart(site):
+    tied = plain(site, model=("Tied", {}), weights=site.build("Tied"))
+    refused = site.answer(**tied | {"train_configs": {"local_dp": NOISE}})["error"]
+    assert refused["type"] == "PrivacyError"
+    assert "last.weight is another name of a weight" in refused["message"]
+
+
 def test_an_update_that_has_no_norm_is_not_sent():
     still = {"w": torch.zeros(2)}
     with pytest.raises(local_dp.PrivacyError, match="cannot be clipped"):
