@@ -15,7 +15,11 @@ from fl.errors import FederationError
 from fl.server.aggregators import (
     Aggregator,
     DPFedAvg,
+    FedAdagrad,
+    FedAdam,
+    FedYogi,
     Holding,
+    Scaffold,
     SecureFedAvg,
     open_aggregator,
 )
@@ -24,6 +28,9 @@ from fl.server.schedulers import Scheduler, open_scheduler
 from fl.server.sources import sources
 from fl.tensors import Tensors
 from fl.trackers import open_trackers
+
+OF_REALS = (SecureFedAvg, DPFedAvg, Scaffold, FedAdagrad, FedAdam, FedYogi, Holding)
+"""Aggregators that are no linear functions of updates, or count and order their numbers."""
 
 
 class Algorithm:
@@ -87,6 +94,8 @@ def open_steps(
         buffers=buffers & weights.keys(),
         file=file,
     )
+    if isinstance(aggregator, OF_REALS):
+        require_real(configs, weights, file)
     controls = bool(aggregator.extra(weights))
     for client in federation.clients:
         kind = federation.train_configs(client).trainer
@@ -102,8 +111,6 @@ def open_steps(
             f"{file}: client_configs.comm_configs.compressor_configs.top_k needs an aggregator "
             f"that takes differences alone, which {configs.aggregator} does not"
         )
-    if isinstance(aggregator, SecureFedAvg | DPFedAvg):
-        require_real(configs, weights, file)
     if isinstance(aggregator, SecureFedAvg):
         require_secure(federation, aggregator, file)
     if isinstance(aggregator, DPFedAvg):
@@ -115,7 +122,7 @@ def open_steps(
 
 
 def require_real(configs: ServerConfigs, weights: Tensors, file: Path) -> None:
-    """Refuse complex numbers where updates are clipped and summed without them.
+    """Refuse complex numbers where an aggregator would leave them out, or make nothing of them.
 
     Args:
         configs: The server's.
@@ -123,13 +130,13 @@ def require_real(configs: ServerConfigs, weights: Tensors, file: Path) -> None:
         file: Where the configuration stands, for messages.
 
     Raises:
-        ConfigError: A tensor would stay as it was built.
+        ConfigError: A tensor is complex.
     """
     for name, tensor in weights.items():
         if tensor.is_complex():
             raise ConfigError(
-                f"{file}: server_configs.aggregator: {configs.aggregator} would not train the "
-                f"model's complex parameter {name}: keep its two parts, as torch.view_as_real does"
+                f"{file}: server_configs.aggregator: {configs.aggregator} is for real numbers, and "
+                f"the model's {name} is complex: keep its two parts, as torch.view_as_real does"
             )
 
 

@@ -246,6 +246,11 @@ def size(data: Sequence[Data]) -> int:
     return sum(len(piece) for piece in data)
 
 
+def is_inexact(tensor: torch.Tensor) -> bool:
+    """Whether it holds real or complex numbers, of which there are differences and means."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def norm(tensors: Tensors) -> float:
     """Euclid's norm over all floating-point and complex tensors together.
 

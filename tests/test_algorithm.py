@@ -161,11 +161,13 @@ class Tied(nn.Module):
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch):
-    """Why a model of such code is not trained by such settings."""
+    """Why five sites do not train a model of such code by such settings."""
 
     def _refused(code, server=None, train=None):
         def change(files, clients):
-            files["server_configs"] |= server or {}
+            files["server_configs"] |= {"num_clients": 5, **(server or {})}
+            (one, *_) = clients["clients"]
+            clients["clients"] = [{**one, "client_id": f"site-{index}"} for index in range(5)]
             files["client_configs"]["train_configs"] |= train or {}
             files["client_configs"]["model_configs"]["model_name"] = name
 
@@ -182,9 +184,22 @@ def refused(tmp_path, monkeypatch):
     return _refused
 
 
-@pytest.mark.parametrize("name", ["SecureFedAvgAggregator", "DPFedAvgAggregator"])
-def test_an_aggregator_that_would_not_train_complex_parameters_says_so(refused, name):
-    expected = "would not train the model's complex parameter wave"
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SecureFedAvgAggregator",
+        "DPFedAvgAggregator",
+        "FedAdagradAggregator",
+        "FedAdamAggregator",
+        "FedYogiAggregator",
+        "ScaffoldAggregator",
+        "MedianAggregator",
+        "TrimmedMeanAggregator",
+        "MultiKrumAggregator",
+    ],
+)
+def test_an_aggregator_of_real_numbers_says_so_of_a_complex_model(refused, name):
+    expected = f"{name} is for real numbers, and the model's wave is complex"
     assert expected in refused(COMPLEX, {"aggregator": name})
 
 

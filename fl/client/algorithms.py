@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from fl.tensors import Tensors
+from fl.tensors import Tensors, is_inexact
 
 
 def delta(
@@ -31,12 +31,13 @@ def delta(
 
     Returns:
         trained - received in the model's dtypes, on the device of `trained`: exactly zero where
-        training changed nothing. What is not floating is no difference but `trained`'s value.
+        training changed nothing. Of integers and booleans it is no difference but `trained`'s
+        value.
     """
     changes = {}
     for name, tensor in trained.items():
         after = tensor.detach()
-        if after.is_floating_point():
+        if is_inexact(after):
             before = received[name].to(after.device)
             after = torch.sub(after, before, out=before if in_place else None)
         changes[name] = after

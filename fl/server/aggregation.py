@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from fl.server.strategies.steps import State, wide_dtype
-from fl.tensors import Tensors
+from fl.tensors import Tensors, is_inexact
 
 TILE = 1 << 18
 """Numbers that are widened, or stepped, at a time: what lies between takes no model's memory."""
@@ -19,7 +19,7 @@ ROLES = frozenset({"mean", "mean_of"})
 class WeightedMean:
     """A running weighted mean, in the memory of the first update; the others can be forgotten.
 
-    Floating-point tensors are averaged in their own precision, but at least float32. The mean is
+    Real and complex tensors are averaged in their own precision, but at least float32. The mean is
     moved towards each update rather than divided at the end: of equal values it is exactly that
     value, so what no client changed stays to the last bit. Integers and booleans (counters such as
     batch norm's, which have no meaningful mean) are taken from the update of the greatest weight;
@@ -73,7 +73,7 @@ class WeightedMean:
             else:
                 others.append((update, weight, weight / self.total))
         for name, mean in self._mean.items():
-            if mean.is_floating_point() or mean.is_complex():
+            if is_inexact(mean):
                 _move(mean, [(update[name], share) for update, _, share in others])
             else:
                 _choose(
@@ -116,10 +116,10 @@ class WeightedMean:
 def _begun(update: torch.Tensor) -> torch.Tensor:
     """A mean of one update: as wide as means are, in the update's own memory where that is.
 
-    What is not floating gets memory of its own: a model goes on with it after the step, and would
-    hold the whole update.
+    Integers and booleans get memory of their own: a model goes on with them after the step, and
+    would hold the whole update.
     """
-    if not (update.is_floating_point() or update.is_complex()):
+    if not is_inexact(update):
         return update.clone()
     return update.to(wide_dtype(update.dtype)).contiguous()
 

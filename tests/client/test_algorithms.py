@@ -47,6 +47,12 @@ def test_delta_is_zero_where_nothing_changed(dtype):
     assert moved["1.num_batches_tracked"].item() == 7
 
 
+def test_the_delta_of_complex_numbers_is_one():
+    received = {"c": torch.tensor([1 + 2j])}
+    moved = delta({"c": torch.tensor([4 - 2j])}, received)
+    assert moved["c"].tolist() == [3 - 4j]
+
+
 def test_a_delta_can_take_the_memory_of_what_was_received():
     received, trained = weights(network()), weights(network())
     trained = {name: tensor + 1 for name, tensor in trained.items()}

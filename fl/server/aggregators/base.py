@@ -46,7 +46,7 @@ class Aggregator(Protocol):
 
     Attributes:
         wants: What clients send: what training added to the model that they received, in its
-            dtypes, or the trained model itself. What is not floating is the trained value in both.
+            dtypes, or the trained model itself. Integers are the trained value in both.
         updates_per_step: Updates that a step is made of where nobody waits for a round: 1 for
             FedAsync, K for FedBuff. None leaves that to the scheduler.
         buffers: Names of the model's tensors that are no parameters, such as batch norm's running

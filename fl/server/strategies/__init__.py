@@ -21,8 +21,9 @@ A difference is what training added to the model that its client had received
 (`fl.client.algorithms.delta`): those of updates that started from different models can be summed,
 and one of a parameter that nobody trained is exactly zero. FedAsync and Latest alone take the
 client's model itself. Tensors keep their dtypes; half precision is stepped in float32 and rounded
-once. What is not a real floating tensor (counters such as batch norm's) has no difference: it is
-the value, and is taken from the mean.
+once. Integers and booleans (counters such as batch norm's) have no difference: it is the value, and
+is taken from the mean. Complex tensors go where their two parts would, but under the adaptive
+server optimizers and SCAFFOLD, which are of real numbers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Moving a model: the one place where dtypes and what is not floating are dealt with."""
+"""Moving a model: the one place where dtypes, integers and booleans are dealt with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from fl.server.strategies.bounds import require_positive
-from fl.tensors import Tensors
+from fl.tensors import Tensors, is_inexact
 
 State = dict[str, Tensors]
 """What a server optimizer remembers, by role and name; `{}` before its first step."""
@@ -22,7 +22,7 @@ def mix(weights: Tensors, update: Tensors, *, rate: float) -> Tensors:
         rate: How far, positive; beyond 1 goes past it.
 
     Returns:
-        The model in between; what is not floating is `update`'s.
+        The model in between; integers and booleans are `update`'s.
 
     Raises:
         ValueError: The rate is not positive.
@@ -36,12 +36,12 @@ def add_delta(weights: Tensors, delta: Tensors, *, size: float = 1.0) -> Tensors
 
     Args:
         weights: A model.
-        delta: Differences, its names and shapes, floats possibly wider; what is not floating is no
-            difference but the new value.
+        delta: Differences, its names and shapes, floats possibly wider; of integers and booleans
+            it is no difference but the new value.
         size: The step's, positive.
 
     Returns:
-        The moved model; what is not floating is `delta`'s.
+        The moved model; integers and booleans are `delta`'s.
 
     Raises:
         ValueError: The size is not positive.
@@ -55,11 +55,11 @@ def each(
     other: Tensors,
     step: Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> Tensors:
-    """Step every floating tensor, in float32 at least; the rest is the other model's."""
+    """Step every real or complex tensor, in float32 at least; the rest is the other model's."""
     return {
         name: (
             step(name, wide(start), other[name].to(wide_dtype(start.dtype)))
-            if start.is_floating_point()
+            if is_inexact(start)
             else other[name]
         ).to(start.dtype)
         for name, start in weights.items()

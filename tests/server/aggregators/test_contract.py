@@ -239,6 +239,31 @@ def test_half_precision_is_rounded_once(name):
     assert aggregator.step(weights)["w"].item() == 1 + 2**-7
 
 
+OF_REALS = HOLDING | {
+    "FedAdagradAggregator",
+    "FedAdamAggregator",
+    "FedYogiAggregator",
+    "ScaffoldAggregator",
+}
+"""Refused where the model is complex, before anything is sent: `tests/test_algorithm.py`."""
+
+
+@pytest.mark.parametrize("name", [name for name in EXACT if name not in OF_REALS])
+def test_a_complex_tensor_goes_where_its_two_parts_do(name):
+    whole, parts = opened(name), opened(name)
+    numbers = model(1, torch.float32)["w"]
+    split, joined = {"w": numbers}, {"w": torch.view_as_complex(numbers.view(-1, 2))}
+    for step in range(2):
+        for index, known in enumerate(contributions(step)):
+            moved = 0.1 * model(100 * step + index, torch.float32)["w"]
+            start = split["w"] if parts.wants == "model" else torch.zeros_like(moved)
+            both = torch.view_as_complex((start + moved).view(-1, 2))
+            parts.add({"w": start + moved}, known)
+            whole.add({"w": both.clone()}, known)
+        split, joined = parts.step(split), whole.step(joined)
+    torch.testing.assert_close(torch.view_as_real(joined["w"]), split["w"].view(-1, 2))
+
+
 LEARNING = {
     "DPFedAvgAggregator": {"noise_multiplier": 0.01},
     "FedAdagradAggregator": {"server_learning_rate": 0.5},
