@@ -117,7 +117,7 @@ def new_control(
     received: Tensors,
     trained: Tensors,
     *,
-    distance: float,
+    distance: Mapping[str, float],
 ) -> tuple[Tensors, Tensors]:
     """SCAFFOLD's control variate after a round, option II, and what it changed by.
 
@@ -130,20 +130,24 @@ def new_control(
         server_control: c, as it was in this round's correction.
         received: x, the global model that training began with.
         trained: y_i, the model that it ended with, of the same dtypes.
-        distance: K eta, positive: the sum of the learning rates of the K local steps. With SGD
-            momentum, eta times `fl.server.strategies.fednova_norm`, by which its steps add
-            gradients up; option II fits no adaptive optimizer and no weight decay.
+        distance: K eta of each parameter: the sum of the learning rates of the K local steps in
+            which it had a gradient. With SGD momentum, eta times
+            `fl.server.strategies.fednova_norm`, by which its steps add gradients up; option II fits
+            no adaptive optimizer and no weight decay. Where it is 0 the client has met no gradient,
+            and knows no more than before.
 
     Returns:
         c_i+ and c_i+ - c_i, by trainable parameter, in the controls' dtypes.
 
     Raises:
-        ValueError: The distance is not positive.
+        ValueError: A distance is negative.
     """
-    if not distance > 0:
-        raise ValueError(f"distance must be positive, not {distance}")
+    if not all(far >= 0 for far in distance.values()):
+        raise ValueError(f"distances must be at least 0, not {min(distance.values())}")
     change = {
-        name: (_wide(received[name]) - _wide(trained[name])).div_(distance).sub_(control)
+        name: (_wide(received[name]) - _wide(trained[name])).div_(distance[name]).sub_(control)
+        if distance[name]
+        else torch.zeros_like(control)
         for name, control in server_control.items()
     }
     return {name: client_control[name] + step for name, step in change.items()}, change

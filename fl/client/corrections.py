@@ -64,13 +64,16 @@ class Controlled(Correction):
         self._correction = {
             name: tensor.to(device) for name, tensor in control_correction(server, own).items()
         }
-        self._velocity = self._distance = 0.0
+        self._velocity = dict.fromkeys(server, 0.0)
+        self._distance = dict.fromkeys(server, 0.0)
 
     def to_step(self, model: nn.Module, rate: float) -> None:
-        """See `Correction.to_step`; counts how far a gradient of 1 would have gone."""
+        """See `Correction.to_step`; counts how far gradients of 1 would have gone."""
         add_control_correction(model, self._correction)
-        self._velocity = self._momentum * self._velocity + 1
-        self._distance += rate * self._velocity
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if parameter.grad is not None:  # an optimizer leaves the others alone
+                self._velocity[name] = self._momentum * self._velocity[name] + 1
+                self._distance[name] += rate * self._velocity[name]
 
     def outcome(self, received: Tensors, trained: Tensors) -> tuple[Tensors, Tensors]:
         """The client's control variate after training, and what it changed by.

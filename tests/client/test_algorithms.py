@@ -162,13 +162,14 @@ OPTIMUM = 0.9  # (1 * 0 + 9 * 1) / (1 + 9)
 
 def test_scaffold_reaches_the_optimum_that_fedavg_misses():
     averaged = start = weights(Point(-4.0))
+    far = {"w": 10 * 0.05}
     state, own = {}, [no_control(Point()), no_control(Point())]
     for _ in range(200):
         server = state.get("control", no_control(Point()))
         ends, changes = [], []
         for index, (curvature, target) in enumerate(CLIENTS):
             ends.append(local(start, (server, own[index]), curvature, target, 10, 0.05))
-            own[index], change = new_control(own[index], server, start, ends[-1], distance=0.5)
+            own[index], change = new_control(own[index], server, start, ends[-1], distance=far)
             changes.append(change)
         start, state = scaffold(
             start,
@@ -193,21 +194,21 @@ def test_new_control_is_option_two():
         {"w": torch.from_numpy(generator.normal(size=(2, 3)))} for _ in range(4)
     )
     before = [t["w"].clone() for t in (own, server, received, trained)]
-    control, change = new_control(own, server, received, trained, distance=0.4)
+    control, change = new_control(own, server, received, trained, distance={"w": 0.4})
     c_i, c, x, y = (tensor.numpy() for tensor in before)
     np.testing.assert_allclose(control["w"].numpy(), c_i - c + (x - y) / 0.4)
     np.testing.assert_allclose(change["w"].numpy(), -c + (x - y) / 0.4)
     for one, two in zip(before, (own, server, received, trained), strict=True):
         assert torch.equal(one, two["w"])
     with pytest.raises(ValueError, match="distance"):
-        new_control(own, server, received, trained, distance=0)
+        new_control(own, server, received, trained, distance={"w": -0.1})
 
 
 def test_a_control_of_one_step_is_its_gradient():
     received = weights(Point(2.0))
     zero = no_control(Point())
     trained = local(received, (zero, zero), 3.0, 1.0, 1, 0.1)
-    control, _ = new_control(zero, zero, received, trained, distance=0.1)
+    control, _ = new_control(zero, zero, received, trained, distance={"w": 0.1})
     assert control["w"].item() == pytest.approx(3.0 * (2.0 - 1.0))
 
 

@@ -132,6 +132,54 @@ def test_what_the_control_takes_for_a_constant_gradient_is_that_gradient():
     assert torch.equal(kept["w"], change["w"])
 
 
+def round_of(start, server, own, targets):
+    """Ten steps of a client whose loss has some of the parameters."""
+    model = nn.ParameterDict({name: nn.Parameter(t.clone()) for name, t in start.items()})
+    correction = Controlled(server, own, 0.5, torch.device("cpu"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.5)
+    for _ in range(10):
+        optimizer.zero_grad()
+        sum((model[name] - target).square() for name, target in targets.items()).backward()
+        correction.to_step(model, 0.05)
+        optimizer.step()
+    end = {name: parameter.detach() for name, parameter in model.items()}
+    return {name: end[name] - start[name] for name in start}, *correction.outcome(start, end)
+
+
+def test_a_parameter_that_one_client_alone_uses_is_trained():
+    start = {"a": torch.tensor(0.0), "b": torch.tensor(0.0)}
+    zero = {name: torch.zeros_like(tensor) for name, tensor in start.items()}
+    own, state = [zero, zero], {"control": zero}
+    for _ in range(60):
+        sent = [
+            round_of(start, state["control"], own[index], targets)
+            for index, targets in enumerate([{"a": 1.0, "b": 5.0}, {"a": 3.0}])
+        ]
+        own = [control for _, control, _ in sent]
+        mean, change = (
+            {name: (sent[0][part][name] + sent[1][part][name]) / 2 for name in start}
+            for part in (0, 2)
+        )
+        start, state = scaffold(start, mean, state, control_delta=change, participation=1.0)
+        assert own[1]["b"] == sent[1][2]["b"] == 0
+    assert start["b"].item() == pytest.approx(5, abs=1e-3)
+    assert start["a"].item() == pytest.approx(2, abs=1e-3)
+
+
+def test_a_step_without_a_gradient_is_none_of_its_parameters():
+    """Gradients of 3 and 5 in every other step."""
+    model = nn.ParameterDict({"w": nn.Parameter(torch.tensor([1.0, -2.0]))})
+    start, zero = {"w": model["w"].detach().clone()}, {"w": torch.zeros(2)}
+    correction = Controlled(zero, zero, 0.9, torch.device("cpu"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for step in range(6):
+        model["w"].grad = torch.tensor([3.0, 5.0]) if step % 2 else None
+        correction.to_step(model, 0.1)
+        optimizer.step()
+    kept, _ = correction.outcome(start, {"w": model["w"].detach()})
+    torch.testing.assert_close(kept["w"], torch.tensor([3.0, 5.0]))
+
+
 def test_a_repeated_round_gives_the_same_bytes_whatever_came_after_it(site):
     _, _, weights = broadcast(site, 0.2)
 
