@@ -80,6 +80,23 @@ def test_an_evaluation_is_of_the_weights_it_is_given_and_neither_changes_nor_kee
             "fewer than 5 updates, and a round may have 4 (server_configs.min_clients)",
         ),
         (
+            {
+                "aggregator": "MultiKrumAggregator",
+                "aggregator_kwargs": {"keep": 5},
+                "num_clients": 6,
+                "min_clients": 5,
+            },
+            "fewer than 6 updates, and a round may have 5 (server_configs.min_clients)",
+        ),
+        (
+            {
+                "aggregator": "MultiKrumAggregator",
+                "aggregator_kwargs": {"keep": 5},
+                "num_clients": 5,
+            },
+            "num_byzantine 1 and keep 5 need at least 6 clients, not 5",
+        ),
+        (
             {"aggregator": "DPFedAvgAggregator", "scheduler": "AsyncScheduler"},
             "AsyncScheduler does not go with DPFedAvgAggregator: a client is in a step once",
         ),

@@ -49,7 +49,8 @@ class TrimmedMean(Holding):
 class MultiKrum(Holding):
     """The mean of the updates closest to others (Blanchard et al. 2017, papers.nips.cc/paper/6617).
 
-    A step needs 2 `num_byzantine` + 3 updates.
+    A step needs 2 `num_byzantine` + 3 updates, and `keep` + `num_byzantine`: of fewer, wrong ones
+    are kept.
     """
 
     class Settings(Section):
@@ -58,14 +59,16 @@ class MultiKrum(Holding):
         num_byzantine: Annotated[int, Field(ge=0)] = 1
         """f: updates of a step that may be wrong."""
         keep: PositiveInt | None = None
-        """m: updates that are averaged; all but f + 2 where not set. 1 is Krum."""
+        """m: updates that are averaged, all but f at most; all but f + 2 where not set. 1 is
+        Krum."""
 
     def __init__(self, settings: Settings, clients: Sequence[str]) -> None:
         super().__init__()
-        needed = max(2 * settings.num_byzantine + 3, settings.keep or 0)
+        wrong = settings.num_byzantine
+        needed = max(2 * wrong + 3, (settings.keep or 0) + wrong)
         if len(clients) < needed:
             raise ValueError(
-                f"num_byzantine {settings.num_byzantine} and keep {settings.keep} need at least "
+                f"num_byzantine {wrong} and keep {settings.keep} need at least "
                 f"{needed} clients, not {len(clients)}"
             )
         self.least = needed

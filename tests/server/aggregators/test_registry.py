@@ -163,7 +163,7 @@ GIVEN = dict.fromkeys(CLIENTS, 1.0)
         ("FedBuffAggregator", {"K": 0}, "K: should be greater than 0, not 0"),
         ("TrimmedMeanAggregator", {"fraction": 0.5}, "should be less than 0.5, not 0.5"),
         ("MultiKrumAggregator", {"num_byzantine": 2}, "need at least 7 clients, not 6"),
-        ("MultiKrumAggregator", {"keep": 7}, "need at least 7 clients, not 6"),
+        ("MultiKrumAggregator", {"keep": 7}, "need at least 8 clients, not 6"),
     ],
 )
 def test_a_fault_is_one_line_with_key_and_remedy(name, kwargs, expected):
