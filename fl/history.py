@@ -78,16 +78,16 @@ class LogLine:
 
     Attributes:
         at: When, in Unix seconds.
-        event: A round was started, a client failed in it, a person was warned, or the run ended
-            before its last round did.
-        round: Which round, of `started` and `failed`.
+        event: A round was started, a client failed in it, a person was warned, the run ended
+            before its last round did, or a round's step was lost before it was saved.
+        round: Which round, of `started`, `failed` and `lost`.
         client_id: Who, of `failed`.
         message: Why, of all but `started`.
         traceback: The site's, of `failed` in its own code.
     """
 
     at: float
-    event: Literal["started", "failed", "warned", "ended"]
+    event: Literal["started", "failed", "warned", "ended", "lost"]
     round: int | None = None
     client_id: str = ""
     message: str = ""

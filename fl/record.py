@@ -10,7 +10,7 @@ import platform
 import socket
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -205,6 +205,9 @@ class Record:
         snapshot = checkpoint.load(self.folder / "checkpoint.safetensors")
         ended = self._lines("metrics.jsonl", "round", "loss", "accuracy")
         kept = [line for line in ended if line["round"] <= snapshot.version]
+        for number in (line["round"] for line in ended if line["round"] > snapshot.version):
+            message = f"round {number}'s step was told of, but not saved: it is taken again"
+            self._log(LogLine(time.time(), "lost", number, message=message))
         self._replace("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
         evaluated = self._lines("evaluations.jsonl", "during")
         if evaluated:
@@ -213,7 +216,12 @@ class Record:
             self._replace("evaluations.jsonl", text.encode())
         merits = (merit(line["accuracy"], line["loss"]) for line in kept)
         self._best = max(merits, default=merit(None, None))
-        return snapshot
+        return replace(snapshot, lost=self._lost(snapshot.version))
+
+    def _lost(self, version: int) -> int:
+        """Steps that were lost after one that is saved: by this process and those before it."""
+        log = self._lines("log.jsonl", "event", "round")
+        return sum(line["event"] == "lost" and line["round"] > version for line in log)
 
     def losses(self) -> list[float | None]:
         """The global models' losses at the server, round by round."""

@@ -79,6 +79,7 @@ class Snapshot:
         scheduler: What the scheduler has learnt, JSON types.
         sites: What is kept of every site.
         outlived: References to updates that are in the model, and may not be evicted yet.
+        lost: Steps that were taken and told of after this one, and never saved.
     """
 
     version: int
@@ -87,6 +88,7 @@ class Snapshot:
     scheduler: dict[str, Any]
     sites: dict[str, SiteMemory]
     outlived: list[JSONObject] = field(default_factory=list)
+    lost: int = 0
 
 
 def save(file: Path, snapshot: Snapshot) -> None:

@@ -508,6 +508,8 @@ class Server:
     def _restore(self, snapshot: Snapshot) -> None:
         if snapshot.aggregator:  # a run that begins has none
             self._aggregator.restore(snapshot.aggregator)
+        if snapshot.lost:
+            self._aggregator.lost(snapshot.lost)
         if snapshot.scheduler:
             self._scheduler.restore(snapshot.scheduler)
         for name, memory in snapshot.sites.items():

@@ -119,6 +119,13 @@ class Aggregator(Protocol):
         """
         ...
 
+    def lost(self, steps: int) -> None:
+        """Told, after `restore`, of steps that came after its state: what they made was seen.
+
+        Args:
+            steps: How many, positive.
+        """
+
 
 class Streaming(Aggregator, ABC):
     """Folds updates into one running mean: one model's memory, whatever the number of clients."""

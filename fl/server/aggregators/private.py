@@ -32,7 +32,7 @@ class DPFedAvg(Streaming):
 
     The noise is new in every process, and its seed is kept nowhere: whoever has the seed can
     subtract the noise. So a run does not repeat to the last bit; what a checkpoint keeps is how
-    often noise was added.
+    often noise was added. A step that was told of and lost before its checkpoint counts too.
     """
 
     NOISED: ClassVar[str] = "noised"
@@ -91,6 +91,10 @@ class DPFedAvg(Streaming):
         """What the models up to now have cost, as (epsilon, delta)."""
         spent = epsilon(self._settings.noise_multiplier, self._steps(), self._settings.delta)
         return {"epsilon": spent, "delta": self._settings.delta}
+
+    def lost(self, steps: int) -> None:
+        """Count noised models that were told of and lost: a step again draws its noise anew."""
+        self._memory[self.NOISED] = {"steps": torch.tensor(self._steps() + steps)}
 
     def _weight(self, contribution: Contribution) -> float:  # noqa: ARG002 - all alike
         return 1.0

@@ -14,8 +14,10 @@ from torch import nn
 from fl import run
 from fl.config import ConfigError
 from fl.config_files import Files
+from fl.errors import FederationError
 from fl.history import read_history
 from fl.progress import describe
+from fl.server import checkpoint
 from fl.server.aggregators.private import epsilon
 from fl.server.events import RoundEnded
 from fl.tensors import decode, encode
@@ -198,3 +200,26 @@ def test_a_run_learns_and_a_resumed_one_goes_on_counting(digits):
     rounds = read_history(outcome.folder).rounds
     spent = [epsilon(0.005, steps, 1e-5) for steps in range(1, 7)]
     assert [ended.aggregator for ended in rounds] == [{"epsilon": e, "delta": 1e-5} for e in spent]
+
+
+def test_a_model_that_was_told_of_and_not_saved_is_paid_for_too(digits, monkeypatch):
+    """Twice in round 2, as at a full disk: its models were three, of noise drawn anew."""
+    silent, save, full = Console(quiet=True), checkpoint.save, [2, 2]
+
+    def failing(file, snapshot):
+        if snapshot.version in full:
+            full.remove(snapshot.version)
+            raise FederationError("the disk is full")
+        save(file, snapshot)
+
+    monkeypatch.setattr(checkpoint, "save", failing)
+    with pytest.raises(FederationError, match="the disk is full"):
+        run.run(digits, silent)
+    (folder,) = (digits.server.parent / "runs").iterdir()
+    gc.collect()  # its record holds the lock until then
+    with pytest.raises(FederationError, match="the disk is full"):
+        run.resume(folder, silent)
+    gc.collect()
+    run.resume(folder, silent)
+    told = [ended.aggregator["epsilon"] for ended in read_history(folder).rounds]
+    assert told == [epsilon(0.005, steps, 1e-5) for steps in (1, 4, 5, 6)]
