@@ -18,7 +18,8 @@ from typing import Any, Protocol, TypeVar
 from torch import nn
 from torch.utils.data import Dataset
 
-from fl.client import algorithms, data, trainer
+from fl.client import algorithms, data, devices, trainer
+from fl.client.corrections import Correction, Proximal
 from fl.config import Client, TrainConfigs
 from fl.endpoints.base import EndpointError, JSONObject
 from fl.errors import FederationError
@@ -53,8 +54,9 @@ class VirtualSite:
 
     def online_from(self, moment: float) -> float:
         """The first moment, from some other on, at which the site is online."""
-        ends = [end for begin, end in self.offline if begin <= moment < end]
-        return max(ends, default=moment)
+        while ends := [end for begin, end in self.offline if begin <= moment < end]:
+            moment = max(ends)
+        return moment
 
     def online_until(self, moment: float) -> float:
         """When the next outage after a moment begins."""
@@ -110,7 +112,7 @@ class Work(Protocol):
 
 
 class Training:
-    """The product's own trainer, in this process.
+    """The product's own trainer, in this process: SCAFFOLD's and `local_dp` are refused.
 
     Args:
         model: Any model of the federation's kind; it is loaded anew for every task.
@@ -137,20 +139,34 @@ class Training:
     def train(self, request: JSONObject, weights: Tensors, steps: int) -> Trained:
         """See `Work.train`."""
         name = request["client_id"]
+        configs = TrainConfigs.model_validate(request["train_configs"])
+        correction = _correction(configs, weights)
         self._model.load_state_dict(weights, strict=False)
         done = trainer.train(
             self._model,
             self._sets[name],
-            TrainConfigs.model_validate(request["train_configs"]),
+            configs,
             seed=zlib.crc32(
                 f"{request['model_configs']['seed']}/{name}/{request['round']}".encode()
             ),
             steps=steps,
             learning_rate_scale=request["learning_rate_scale"],
+            correction=correction,
         )
         trained = {n: t for n, t in self._model.state_dict().items() if n in weights}
         update = trained if request["update"] == "model" else algorithms.delta(trained, weights)
         return Trained(update, done.num_samples, {"train_loss": done.loss})
+
+
+def _correction(configs: TrainConfigs, received: Tensors) -> Correction:
+    """What the trainer adds to gradients; refused where a site would keep or add what none has."""
+    if configs.trainer == "ScaffoldTrainer":
+        raise trainer.TrainingError("a virtual site has no ScaffoldTrainer")
+    if configs.local_dp is not None:
+        raise trainer.TrainingError("a virtual site has no local_dp")
+    if configs.mu is None:
+        return Correction()
+    return Proximal(received, configs.mu, devices.choose(configs.device))
 
 
 class VirtualSites:

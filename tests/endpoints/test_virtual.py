@@ -4,6 +4,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from fl.client import trainer
+from fl.client.trainer import TrainingError
 from fl.config import Client, DataConfigs, TrainConfigs
 from fl.endpoints.base import EndpointError
 from fl.endpoints.virtual import Trained, Training, VirtualSite, VirtualSites
@@ -84,6 +85,11 @@ def test_an_outage_loses_tasks_and_delays_what_is_sent_in_it(world):
     assert delayed.done() and not lost.done() and sites.now() == 520
 
 
+def test_a_site_is_back_once_no_outage_holds():
+    site = VirtualSite(lambda _: 0.0, offline=[(10.0, 20.0), (20.0, 30.0), (25.0, 40.0)])
+    assert [site.online_from(moment) for moment in (9.0, 10.0, 20.0, 40.0)] == [9, 40, 40, 40]
+
+
 def test_a_probe_finds_a_task_that_runs_and_none_that_died(world):
     sites, _, send = world(offline=[(110.0, 400.0)])
     probe = {"operation": "progress", "client_id": "a", "job": "j"}
@@ -152,6 +158,34 @@ def test_training_is_the_products_own(training):
     assert after < trainer.evaluate(model, dataset, TrainConfigs()).loss
     assert done.num_samples == 10
     torch.testing.assert_close(same.update, done.update)
+
+
+def configured(**changes):
+    """Whole batches, a learning rate of 0.1."""
+    configs = TrainConfigs(**{"train_batch_size": 10, "optim_args": {"lr": 0.1}, **changes})
+    return request_of(train_configs=configs.model_dump(mode="json"))
+
+
+def test_the_global_model_pulls_where_the_trainer_is_fedprox(training):
+    """In the second step, by mu times what the first one was."""
+    work, _, weights = training
+    proximal = configured(trainer="FedProxTrainer", mu=2.0)
+    pulled = work.train(proximal, weights, 2).update
+    first, free = (work.train(configured(), weights, steps).update for steps in (1, 2))
+    torch.testing.assert_close(pulled, {n: free[n] - 0.1 * 2.0 * first[n] for n in free})
+
+
+@pytest.mark.parametrize(
+    ("settings", "missing"),
+    [
+        ({"trainer": "ScaffoldTrainer"}, "ScaffoldTrainer"),
+        ({"local_dp": {"noise_multiplier": 1.0}}, "local_dp"),
+    ],
+)
+def test_what_it_does_not_do_is_refused(training, settings, missing):
+    work, _, weights = training
+    with pytest.raises(TrainingError, match=f"a virtual site has no {missing}"):
+        work.train(configured(**settings), weights, 1)
 
 
 def test_the_learning_rate_is_scaled_and_a_model_sent_where_it_is_wanted(training):
