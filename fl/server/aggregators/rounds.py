@@ -21,13 +21,11 @@ from fl.server.strategies import (
     fedavg,
     fedavgm,
     fednova_norm,
-    fednova_size,
-    fednova_weight,
     fedyogi,
     scaffold,
 )
 from fl.server.strategies.steps import wide
-from fl.tensors import Tensors
+from fl.tensors import Tensors, is_inexact
 
 
 class _Rounds(Streaming):
@@ -165,10 +163,14 @@ class FedYogi(_Averaging):
 
 
 class FedNova(_Rounds):
-    """Averaging that uneven local steps do not bias (Wang et al. 2020, arXiv 2007.07481)."""
+    """Averaging that uneven local steps do not bias (Wang et al. 2020, arXiv 2007.07481).
 
-    NORMS: ClassVar[str] = "fednova/norms"
-    """The means of a and a^2, a client's `fednova_norm`, which ride along with the tensors'."""
+    From w to w + tau_eff sum_i p_i Delta_i / a_i, with p_i = n_i / sum n, a_i the clients'
+    `fednova_norm`s and tau_eff = sum_i p_i a_i. Buffers go where the clients' went on average.
+    """
+
+    NORM: ClassVar[str] = "fednova/norm"
+    """The mean of the norms, which rides along with the tensors'."""
 
     class Settings(ClientWeights):
         """What clients do between steps."""
@@ -186,10 +188,13 @@ class FedNova(_Rounds):
         self._settings = settings
 
     def add(self, update: Tensors, contribution: Contribution) -> None:
-        """Fold one update and its norm in."""
+        """Fold one update, divided by its norm, and the norm in."""
         norm = self._norm(contribution)
-        norms = torch.tensor([norm, norm**2], dtype=torch.float64)
-        super().add({**update, self.NORMS: norms}, contribution)
+        for name in update.keys() - self.buffers:
+            if is_inexact(update[name]):
+                update[name] = wide(update[name]).div_(norm)
+        norms = torch.tensor(norm, dtype=torch.float64)
+        super().add({**update, self.NORM: norms}, contribution)
 
     def _norm(self, contribution: Contribution) -> float:
         return fednova_norm(
@@ -199,14 +204,10 @@ class FedNova(_Rounds):
         )
 
     def _weight(self, contribution: Contribution) -> float:
-        return fednova_weight(self._settings.weight(contribution), self._norm(contribution))
+        return self._settings.weight(contribution)
 
     def _step(self, parameters: Tensors, mean: Tensors) -> Tensors:
-        # Of weights n / a, the means of a and a^2 times the sum of weights are sum n and sum n a.
-        samples, work = (self._mean.total * mean[self.NORMS]).tolist()
-        size = fednova_size(
-            samples, work, self._mean.total, effective_steps=self._settings.effective_steps
-        )
+        size = self._settings.effective_steps or float(mean[self.NORM])
         return step_by_tile(parameters, mean, partial(add_delta, size=size))
 
 

@@ -8,7 +8,8 @@ and a step from the weights and that mean. Nothing here changes its inputs or ke
 |-------------|---------------------|--------------------------|---------------------------------|
 | FedAvg      | samples, or 1       | differences              | `fedavg`                        |
 | FedAvgM ... | samples, or 1       | differences              | `fedavgm`, `fedadagrad`, ...    |
-| FedNova     | `fednova_weight`    | differences              | `add_delta` by `fednova_size`   |
+| FedNova     | samples, or 1       | differences by their     | `add_delta` by their mean       |
+|             |                     | `fednova_norm`s          |                                 |
 | SCAFFOLD    | 1                   | differences and controls | `scaffold`                      |
 | FedAsync    | `fedasync_weight`   | models                   | `mix` at the weights' share     |
 | FedBuff     | `fedbuff_weight`    | differences              | `add_delta` by `fedbuff_size`   |
@@ -34,7 +35,7 @@ from fl.server.strategies.fedcompass import (
     fedcompass_assign,
     fedcompass_weight,
 )
-from fl.server.strategies.fednova import fednova_norm, fednova_size, fednova_weight
+from fl.server.strategies.fednova import fednova_norm
 from fl.server.strategies.fedqueue import (
     QueueEstimate,
     fedqueue_admits,
@@ -83,8 +84,6 @@ __all__ = [
     "fedcompass_assign",
     "fedcompass_weight",
     "fednova_norm",
-    "fednova_size",
-    "fednova_weight",
     "fedqueue_admits",
     "fedqueue_budget",
     "fedqueue_learning_rate",

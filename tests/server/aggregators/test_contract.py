@@ -327,3 +327,20 @@ def test_an_optimizer_does_not_step_buffers(name, buffers):
         assert weights["w"].item() != pytest.approx(0.001)
     if not buffers and name in EAGER:
         assert weights["bn.running_var"].item() < 0
+
+
+def test_fednova_weighs_buffers_and_counters_as_fedavg_does():
+    """By samples: who has done many steps is not heard less."""
+    ends = []
+    for name in ("FedNovaAggregator", "FedAvgAggregator"):
+        aggregator = opened(name, "bn.running_var", "bn.count")
+        weights = {"w": torch.ones(1), "bn.running_var": torch.ones(1), "bn.count": torch.tensor(0)}
+        for samples, steps in ((30, 100), (10, 1)):
+            moved = {"w": torch.tensor([0.1]), "bn.running_var": torch.tensor([samples / 10])}
+            moved["bn.count"] = torch.tensor(steps)
+            aggregator.add(moved, contribution(num_samples=samples, steps=steps))
+        ends.append(aggregator.step(weights))
+    nova, average = ends
+    torch.testing.assert_close(nova["bn.running_var"], average["bn.running_var"])
+    assert nova["bn.count"].item() == average["bn.count"].item() == 100
+    assert nova["w"] > average["w"]

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl.server.strategies import add_delta, fedavg, fednova_norm, fednova_size, fednova_weight
+from fl.server.aggregators import Contribution, open_aggregator
+from fl.server.strategies import fedavg, fednova_norm
 from tests.server.strategies.models import model, running, w
 
 
@@ -14,13 +15,12 @@ def fednova_paper(start, deltas, samples, norms, effective):
     return start + effective * np.tensordot(shares, np.array(steps), axes=1)
 
 
-def fednova(start, deltas, samples, norms, effective=None):
-    """The running mean's way: sums only."""
-    pairs = list(zip(samples, norms, strict=True))
-    weights = [fednova_weight(n, a) for n, a in pairs]
-    work = sum(n * a for n, a in pairs)
-    size = fednova_size(sum(samples), work, sum(weights), effective_steps=effective)
-    return add_delta(start, running(deltas, weights), size=size)
+def fednova(start, deltas, samples, steps, effective=None):
+    aggregator = open_aggregator("FedNovaAggregator", {"effective_steps": effective}, ["a"])
+    for delta, n, done in zip(deltas, samples, steps, strict=True):
+        sent = {name: tensor.clone() for name, tensor in delta.items()}
+        aggregator.add(sent, Contribution("a", n, done, staleness=0, share=1.0))
+    return aggregator.step(start)
 
 
 sites = st.lists(st.tuples(st.integers(1, 5000), st.integers(1, 300)), min_size=1, max_size=6)
@@ -29,7 +29,7 @@ sites = st.lists(st.tuples(st.integers(1, 5000), st.integers(1, 300)), min_size=
 @settings(max_examples=50, deadline=None)
 @given(sites, st.none() | st.floats(0.1, 50))
 def test_fednova_by_a_running_mean_is_the_papers(sites, effective):
-    samples, steps = [n for n, _ in sites], [float(tau) for _, tau in sites]
+    samples, steps = [n for n, _ in sites], [tau for _, tau in sites]
     start, deltas = model(0), [model(seed) for seed in range(1, len(sites) + 1)]
     moved = fednova(start, deltas, samples, steps, effective)
     tau = np.average(steps, weights=samples) if effective is None else effective
@@ -37,10 +37,13 @@ def test_fednova_by_a_running_mean_is_the_papers(sites, effective):
     np.testing.assert_allclose(w(moved), expected, rtol=1e-9, atol=1e-9)
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=6), st.integers(1, 300))
 def test_fednova_with_even_steps_is_fedavg(samples, steps):
-    total = sum(samples)
-    assert fednova_size(total, total * steps, total / steps) == pytest.approx(1)
+    start, deltas = model(0), [model(seed) for seed in range(1, len(samples) + 1)]
+    moved = fednova(start, deltas, samples, [steps] * len(samples))
+    expected, _ = fedavg(start, running(deltas, samples), {})
+    torch.testing.assert_close(moved, expected)
 
 
 def test_fednova_norm_is_the_papers_vector():
@@ -96,10 +99,6 @@ def test_fednova_refuses_what_has_no_meaning():
     for call in (
         lambda: fednova_norm(0),
         lambda: fednova_norm(1, momentum=1),
-        lambda: fednova_weight(0, 1),
-        lambda: fednova_size(0, 1, 1),
-        lambda: fednova_size(1, 0, 1),
-        lambda: fednova_size(1, 1, 1, effective_steps=0),
     ):
         with pytest.raises(ValueError, match=r"positive|below 1"):
             call()
