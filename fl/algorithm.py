@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -17,6 +19,7 @@ from fl.server.aggregators import (
     DPFedAvg,
     FedAdagrad,
     FedAdam,
+    FedNova,
     FedYogi,
     Holding,
     Scaffold,
@@ -31,6 +34,9 @@ from fl.trackers import open_trackers
 
 OF_REALS = (SecureFedAvg, DPFedAvg, Scaffold, FedAdagrad, FedAdam, FedYogi, Holding)
 """Aggregators that are no linear functions of updates, or count and order their numbers."""
+
+SGD_RATE = inspect.signature(torch.optim.SGD).parameters["lr"].default
+"""The learning rate of an SGD that is given none."""
 
 
 class Algorithm:
@@ -111,6 +117,8 @@ def open_steps(
             f"{file}: client_configs.comm_configs.compressor_configs.top_k needs an aggregator "
             f"that takes differences alone, which {configs.aggregator} does not"
         )
+    if isinstance(aggregator, FedNova):
+        _tell_of_descents(federation, aggregator, file)
     if isinstance(aggregator, SecureFedAvg):
         require_secure(federation, aggregator, file)
     if isinstance(aggregator, DPFedAvg):
@@ -119,6 +127,25 @@ def open_steps(
     if isinstance(aggregator, Holding):
         require_robust(configs, aggregator, file)
     return aggregator, open_scheduler(configs, aggregator.updates_per_step, file=file)
+
+
+def _tell_of_descents(federation: Federation, aggregator: FedNova, file: Path) -> None:
+    """Have FedNova count what clients do; of an optimizer other than SGD it counts the steps."""
+    for client in federation.clients:
+        configs = federation.train_configs(client)
+        if configs.optim != "SGD":
+            continue
+        rate = configs.optim_args.get("lr", SGD_RATE)
+        try:
+            aggregator.descends(
+                client.client_id,
+                momentum=configs.optim_args.get("momentum", 0.0),
+                proximal=rate * (configs.mu or 0.0),
+            )
+        except ValueError as error:
+            raise ConfigError(
+                f"{file}: server_configs.aggregator: FedNovaAggregator: {error}"
+            ) from error
 
 
 def require_real(configs: ServerConfigs, weights: Tensors, file: Path) -> None:

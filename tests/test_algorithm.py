@@ -10,6 +10,8 @@ from fl.algorithm import Algorithm
 from fl.config import ConfigError
 from fl.config_files import Files
 from fl.errors import FederationError
+from fl.server.aggregators import Contribution
+from fl.server.strategies import fednova_norm
 from tests import experiment
 
 COUNTING = """
@@ -229,3 +231,57 @@ def test_noise_that_would_tear_tied_weights_apart_is_refused(refused):
     expected = "last.weight is another name of a weight that has one already"
     assert expected in refused(TIED, {"aggregator": "DPFedAvgAggregator"})
     assert expected in refused(TIED, train={"local_dp": {"noise_multiplier": 1.0}})
+
+
+@pytest.fixture
+def nova(tmp_path, monkeypatch):
+    """FedNova's algorithm: both sites' training settings, those of the second, its own."""
+
+    def _nova(shared, second, **kwargs):
+        def change(server, clients):
+            server["server_configs"] |= {"aggregator": "FedNovaAggregator"}
+            server["server_configs"]["aggregator_kwargs"] = kwargs
+            server["client_configs"]["train_configs"] |= shared
+            clients["clients"][1]["train_configs"] = second
+
+        experiment.write(tmp_path, change)
+        monkeypatch.setenv("FL_SITE_CODE", str(tmp_path))
+        files = Files(tmp_path / "server.yaml", tmp_path / "clients.yaml")
+        return Algorithm(files.load(), files.server)
+
+    return _nova
+
+
+PROXIMAL = {"trainer": "FedProxTrainer", "mu": 2.0}
+
+
+def test_fednova_takes_each_clients_momentum_and_pull_from_its_settings(nova):
+    built = nova({"optim_args": {"lr": 0.1, "momentum": 0.9}}, PROXIMAL)
+    norms = [fednova_norm(20, momentum=0.9), fednova_norm(20, momentum=0.9, proximal=0.2)]
+    for name, move in (("site-a", norms[0]), ("site-b", 0.0)):
+        update = {"w": torch.tensor([move], dtype=torch.float64)}
+        built.aggregator.add(update, Contribution(name, 1, 20, staleness=0, share=0.5))
+    moved = built.aggregator.step({"w": torch.zeros(1, dtype=torch.float64)})
+    assert moved["w"].item() == pytest.approx(sum(norms) / 2 * 0.5)
+
+
+@pytest.mark.parametrize(
+    ("shared", "second", "kwargs", "expected"),
+    [
+        ({}, {}, {"momentum": 0.5}, "momentum is 0.5, but site-a trains with 0"),
+        ({}, PROXIMAL, {"proximal": 0.0}, "proximal is 0.0, but site-b trains with 0.2"),
+        ({}, {**PROXIMAL, "mu": 20.0}, {}, "site-b: proximal must be at least 0 and below 1"),
+    ],
+)
+def test_fednova_refuses_what_clients_do_not_do(nova, shared, second, kwargs, expected):
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        nova(shared, second, **kwargs)
+
+
+def test_fednova_counts_the_steps_of_other_optimizers_unless_told_otherwise(nova):
+    adam = {"optim": "Adam", "optim_args": {"lr": 0.01}}
+    for kwargs, norm in (({}, 20), ({"momentum": 0.9}, fednova_norm(20, momentum=0.9))):
+        aggregator = nova(adam, {}, **kwargs).aggregator
+        update = {"w": torch.ones(1, dtype=torch.float64)}
+        aggregator.add(update, Contribution("site-a", 1, 20, staleness=0, share=0.5))
+        assert update["w"].item() == pytest.approx(1 / norm)

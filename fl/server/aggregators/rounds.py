@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -175,10 +176,10 @@ class FedNova(_Rounds):
     class Settings(ClientWeights):
         """What clients do between steps."""
 
-        momentum: Fraction = 0.0
-        """The clients' SGD momentum."""
-        proximal: Fraction = 0.0
-        """The clients' learning rate times FedProx's mu."""
+        momentum: Fraction | None = None
+        """The clients' SGD momentum; each client's own where not set."""
+        proximal: Fraction | None = None
+        """The clients' learning rate times FedProx's mu; each client's own where not set."""
         effective_steps: Positive | None = None
         """tau_eff; the clients' weighted mean where not set."""
 
@@ -186,6 +187,29 @@ class FedNova(_Rounds):
         super().__init__()
         settings.require_weights_of(clients)
         self._settings = settings
+        self._descents: dict[str, dict[str, float]] = {}
+
+    def descends(self, client: str, *, momentum: float, proximal: float) -> None:
+        """Told how a client descends, which says how its training adds gradients up.
+
+        Args:
+            client: Its id.
+            momentum: Its SGD momentum.
+            proximal: Its learning rate times FedProx's mu.
+
+        Raises:
+            ValueError: A number is out of range, or the aggregator's settings have another.
+        """
+        theirs = {"momentum": momentum, "proximal": proximal}
+        for name, value in theirs.items():
+            own = getattr(self._settings, name)
+            if own is not None and not math.isclose(own, value):
+                raise ValueError(f"{name} is {own}, but {client} trains with {value:g}")
+        try:
+            fednova_norm(1, **theirs)
+        except ValueError as error:
+            raise ValueError(f"{client}: {error}") from error
+        self._descents[client] = theirs
 
     def add(self, update: Tensors, contribution: Contribution) -> None:
         """Fold one update, divided by its norm, and the norm in."""
@@ -197,11 +221,10 @@ class FedNova(_Rounds):
         super().add({**update, self.NORM: norms}, contribution)
 
     def _norm(self, contribution: Contribution) -> float:
-        return fednova_norm(
-            contribution.steps,
-            momentum=self._settings.momentum,
-            proximal=self._settings.proximal,
-        )
+        settings = self._settings
+        stated = {"momentum": settings.momentum or 0.0, "proximal": settings.proximal or 0.0}
+        descent = self._descents.get(contribution.client_id, stated)
+        return fednova_norm(contribution.steps, **descent)
 
     def _weight(self, contribution: Contribution) -> float:
         return self._settings.weight(contribution)
