@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from fl.client import data, devices, frozen, local_dp, trainer
+from fl.client import data, devices, dp_sgd, frozen, local_dp, trainer
 from fl.client.spending import PrivacyError
 from fl.config import ConfigError, Federation, ServerConfigs, TrainConfigs
 from fl.errors import FederationError
@@ -250,8 +250,8 @@ def require_training(federation: Federation, model: nn.Module, file: Path) -> No
         file: Where the configuration stands, for messages.
 
     Raises:
-        ConfigError: An optimizer, loss or schedule is unknown or refuses its arguments; or source
-            that is to be shipped cannot be.
+        ConfigError: An optimizer, loss or schedule is unknown or refuses its arguments; a model
+            is not one that can be private; or source that is to be shipped cannot be.
     """
     for client in federation.clients:
         if federation.server_configs.ship_source:
@@ -259,6 +259,8 @@ def require_training(federation: Federation, model: nn.Module, file: Path) -> No
         try:
             configs = federation.train_configs(client)
             trainer.require_settings(model, configs)
+            if configs.dp_sgd is not None:
+                dp_sgd.require_covered(model)
             if configs.local_dp is not None:
                 local_dp.require_parameters(model, frozen.travelling(model))
         except (trainer.TrainingError, PrivacyError) as error:

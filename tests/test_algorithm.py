@@ -227,6 +227,12 @@ def test_local_dp_does_not_leave_complex_parameters_out_without_a_word(refused):
     assert expected in refused(COMPLEX, train={"local_dp": {"noise_multiplier": 1.0}})
 
 
+def test_dp_sgd_refuses_before_anything_is_sent_what_a_site_would(refused):
+    noise = {"dp_sgd": {"noise_multiplier": 1.0}}
+    assert "site-0: dp_sgd: the complex parameter wave" in refused(COMPLEX, train=noise)
+    assert "dp_sgd: the model's buffer first." in refused(TWICE, train=noise)
+
+
 def test_noise_that_would_tear_tied_weights_apart_is_refused(refused):
     expected = "last.weight is another name of a weight that has one already"
     assert expected in refused(TIED, {"aggregator": "DPFedAvgAggregator"})

@@ -102,7 +102,7 @@ def applied(model: nn.Module, configs: TrainConfigs) -> Iterator[Wrap]:
         yield lambda optimizer: optimizer
         return
     wanted = configs.dp_sgd
-    _require_covered(model)
+    require_covered(model)
     try:
         from opacus import GradSampleModule
         from opacus.optimizers import DPOptimizer
@@ -137,8 +137,15 @@ def applied(model: nn.Module, configs: TrainConfigs) -> Iterator[Wrap]:
         hooked.to_standard_module()
 
 
-def _require_covered(model: nn.Module) -> None:
-    """Refuse what Opacus lets pass: it looks at trained layers alone, and all else leaves too."""
+def require_covered(model: nn.Module) -> None:
+    """Refuse what Opacus lets pass: it looks at trained layers alone, and all else leaves too.
+
+    Args:
+        model: The model.
+
+    Raises:
+        PrivacyError: Something of it would leave without noise, or mixes samples.
+    """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     instead = "take GroupNorm instead of batch norm, and register constants as not persistent"
     for name in frozen.travelling(model):

@@ -37,7 +37,7 @@ from fl.client.request import (
 from fl.client.site_state import SiteStateError
 from fl.secure_sum import masks
 from fl.secure_sum.consistency import confirmation, roster_digest, sum_digest
-from fl.secure_sum.fixed_point import MASKED, encoded
+from fl.secure_sum.fixed_point import MASKED, encoded, require_weight
 from fl.secure_sum.keys import (
     KEY_BYTES,
     Bundle,
@@ -138,6 +138,23 @@ def _require_roster(wanted: ShareRequest, private: Private) -> None:
         raise SecureSumError("the roster has a key twice")
 
 
+def require_room(masking: Masking, num_samples: int) -> None:
+    """Refuse, before anything is trained, more samples than the sum has room for.
+
+    Args:
+        masking: What the request says of masks.
+        num_samples: Samples that will be trained on.
+
+    Raises:
+        SecureSumError: They are too many.
+    """
+    require_weight(_weight(masking, num_samples), len(set(masking.group)))
+
+
+def _weight(masking: Masking, num_samples: int) -> int:
+    return num_samples if masking.weights == "sample_size" else 1
+
+
 def masked(update: Tensors, wanted: TrainRequest, masking: Masking, num_samples: int) -> Tensors:
     """Mask an update: what leaves is noise to whoever has not the masks.
 
@@ -164,8 +181,7 @@ def masked(update: Tensors, wanted: TrainRequest, masking: Masking, num_samples:
         raise SecureSumError("the sum's sites are not those that keys were shared with")
     if wanted.client_id not in group or len(group) < shares["threshold"]:
         raise SecureSumError(f"a sum of {len(group)} sites is not safe for this one")
-    weight = num_samples if masking.weights == "sample_size" else 1
-    words = encoded(update, masking.clip_norm, weight, len(group))
+    words = encoded(update, masking.clip_norm, _weight(masking, num_samples), len(group))
     masks.apply(words, masks.own_mask(private.own, masking.session), add=True)
     for peer in group:
         if peer != wanted.client_id:

@@ -119,6 +119,8 @@ def train(wanted: TrainRequest) -> dict[str, Any]:
             train_set, validation_set = data.datasets(wanted.data_configs, wanted.run_id)
             validates = configs.do_validation or configs.do_pre_validation
             policy.require_samples(_sizes(train_set, validation_set if validates else None))
+            if wanted.masking is not None:
+                masking.require_room(wanted.masking, data.count(train_set))
             require_accountant(configs)
             if configs.local_dp is not None:
                 local_dp.require_parameters(model, received)

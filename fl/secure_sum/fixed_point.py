@@ -38,6 +38,23 @@ def most_weight(sites: int) -> int:
     return (1 << (62 - FRACTION_BITS)) // sites
 
 
+def require_weight(weight: int, sites: int) -> None:
+    """Refuse a weight that the sum has no room for.
+
+    Args:
+        weight: A site's.
+        sites: How many are summed.
+
+    Raises:
+        SecureSumError: It is too large.
+    """
+    if weight > most_weight(sites):
+        raise SecureSumError(
+            f"{weight} samples are too many for a secure sum of {sites} sites, which has room for "
+            f"{most_weight(sites)} each: take client_weights_mode: equal"
+        )
+
+
 def length(layout: Mapping[str, torch.Tensor]) -> int:
     """How many numbers of a model are summed: those of its floating tensors.
 
@@ -62,11 +79,7 @@ def encoded(update: Tensors, clip_norm: float, weight: int, sites: int) -> Words
     Raises:
         SecureSumError: A number is not finite, or the weight too large.
     """
-    if weight > most_weight(sites):
-        raise SecureSumError(
-            f"{weight} samples are too many for a secure sum of {sites} sites, which has room for "
-            f"{most_weight(sites)} each: take client_weights_mode: equal"
-        )
+    require_weight(weight, sites)
     size = norm(update)
     if not math.isfinite(size):
         raise SecureSumError("the update's norm is no finite number")

@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
-from fl.client import masking, task
-from fl.secure_sum import masks
+from fl.client import masking, task, trainer
+from fl.secure_sum import fixed_point, masks
 from fl.secure_sum.consistency import confirmation, roster_digest, sum_digest
 from fl.secure_sum.fixed_point import MASKED, decoded
 from fl.secure_sum.keys import advertise as advertised
@@ -437,3 +437,11 @@ def test_keys_are_their_owners_alone_and_the_log_says_what_left(summing, site, m
     assert ended["confirm"]["survivors"] == ["a", "c"]
     assert ended["unmask"]["shares"] == {"own": ["a", "c"], "pairwise": ["b"]}
     assert "shares" not in ended["train"]
+
+
+def test_too_many_samples_for_a_sum_are_refused_before_training(summing, monkeypatch):
+    monkeypatch.setattr(fixed_point, "most_weight", lambda sites: 93 // sites)
+    monkeypatch.setattr(trainer, "train", lambda *_, **__: pytest.fail("it was trained"))
+    error = summing.train("a", terms={"weights": "sample_size"})["error"]
+    assert error["type"] == "SecureSumError"
+    assert "32 samples are too many for a secure sum of 3 sites" in error["message"]
