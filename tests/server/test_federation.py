@@ -483,6 +483,15 @@ def test_a_round_may_end_with_a_fraction_of_its_sites(fit):
     assert failure.client_id == "c"
 
 
+def test_a_share_of_the_sites_is_no_fewer_than_it_says(fit):
+    """Half of five are three."""
+    scripts = {**dict.fromkeys("ab", train(1.0)), **dict.fromkeys("cde", NEVER)}
+    _, events = fit(scripts, min_clients=1, round_deadline=0.5, scheduler_kwargs={"fraction": 0.5})
+    (ended,) = of(RoundEnded, events)
+    assert {failure.client_id for failure in of(ClientFailed, events)} == {*"cde"}
+    assert ended.seconds["wait"] >= 0.4
+
+
 @pytest.mark.parametrize(
     ("deterministic", "order"), [(True, ["a", "b", "c"]), (False, ["c", "b", "a"])]
 )

@@ -25,8 +25,9 @@ class Compass:
 
     A site's speed is measured from task to answer, its queue included. A group is closed when all
     its members have answered, are lost or have failed, or at its latest arrival; an answer of no
-    open group makes a step on its own, as the first of every site does. To be used with
-    FedCompassAggregator.
+    open group makes a step on its own, as the first of every site does. That is ours for one that
+    comes after its group: the authors' APPFL keeps it until the next group is folded. To be used
+    with FedCompassAggregator.
 
     Speeds survive a restart, groups do not: what was under way then arrives on its own.
 

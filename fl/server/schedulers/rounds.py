@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -32,7 +33,7 @@ class Sync:
         same_init_model: Literal[True] = True
         """Every client starts from the server's model; APPFL's key, its other value is refused."""
         fraction: float = Field(default=1.0, gt=0, le=1)
-        """Share of the sites whose updates end a round before its deadline."""
+        """Share of the sites, rounded up, whose updates end a round before its deadline."""
         deterministic: bool = False
         """Sum in the order of the clients, so that runs repeat bit for bit. An update then stays
         at its site until those before it are in."""
@@ -56,7 +57,9 @@ class Sync:
         possible = have if over else have + len(missing) + len(late) + len(view.offline)
         if possible < self._limits.needed:
             return Decision(drop=stale, hopeless=view.short(possible, self._limits.needed))
-        enough = max(self._limits.needed, round(self._settings.fraction * len(view.clients)))
+        # 0.07 * 100 is 7.000000000000001: a whole number that rounding has missed is meant as one.
+        share = math.ceil(self._settings.fraction * len(view.clients) - 1e-9)
+        enough = max(self._limits.needed, share)
         close = have >= self._limits.needed and (over or not missing or have >= enough)
         fold = fresh if close or not self._settings.deterministic else self._next(view, fresh)
         return Decision(fold=self._ordered(view, fold), drop=stale, close=close)
