@@ -89,9 +89,10 @@ def open_steps(
 
     Raises:
         ConfigError: One of them is unknown, does not take its settings, or does not go with the
-            clients' trainer or the format of updates.
+            model, the clients' trainer or the format of updates.
     """
     configs, weights = federation.server_configs, frozen.travelling(model)
+    require_wide(weights, file)
     buffers = frozen.buffers(model)
     aggregator = open_aggregator(
         configs.aggregator,
@@ -146,6 +147,24 @@ def _tell_of_descents(federation: Federation, aggregator: FedNova, file: Path) -
             raise ConfigError(
                 f"{file}: server_configs.aggregator: FedNovaAggregator: {error}"
             ) from error
+
+
+def require_wide(weights: Tensors, file: Path) -> None:
+    """Refuse numbers that torch neither adds nor averages.
+
+    Args:
+        weights: What travels of the model.
+        file: Where the configuration stands, for messages.
+
+    Raises:
+        ConfigError: A tensor is of eight-bit floats.
+    """
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and tensor.itemsize == 1:
+            raise ConfigError(
+                f"{file}: the model's {name} is {tensor.dtype}, which is not averaged: have it "
+                "trained in bfloat16 or wider, or frozen (requires_grad=False)"
+            )
 
 
 def require_real(configs: ServerConfigs, weights: Tensors, file: Path) -> None:

@@ -222,6 +222,22 @@ def test_an_aggregator_of_real_numbers_says_so_of_a_complex_model(refused, name)
     assert expected in refused(COMPLEX, {"aggregator": name})
 
 
+EIGHT_BITS = """
+class EightBits(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = Net()
+        self.register_buffer("scale", torch.ones(2).to(torch.float8_e4m3fn))
+    def forward(self, x):
+        return self.net(x)
+"""
+
+
+def test_a_model_whose_numbers_nobody_averages_is_refused(refused):
+    expected = "the model's scale is torch.float8_e4m3fn, which is not averaged"
+    assert expected in refused(EIGHT_BITS)
+
+
 def test_local_dp_does_not_leave_complex_parameters_out_without_a_word(refused):
     expected = "local_dp: the complex parameter wave would be left out"
     assert expected in refused(COMPLEX, train={"local_dp": {"noise_multiplier": 1.0}})

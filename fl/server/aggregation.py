@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from fl.server.strategies.steps import State, wide_dtype
@@ -145,5 +146,5 @@ def _choose(
         if weight > greatest:
             mean.copy_(update)
         elif weight == greatest:
-            torch.maximum(mean, update, out=mean)
+            np.maximum(mean.numpy(), update.numpy(), out=mean.numpy())  # torch's takes no uint64
         greatest = max(greatest, weight)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from fl.server import aggregation
 from fl.server.aggregation import ROLES, WeightedMean
-from fl.tensors import decode, encode
+from fl.tensors import NAMES, decode, encode
 
 
 def model(seed, dtype=torch.float32):
@@ -80,6 +80,17 @@ def test_counters_of_equal_weight_do_not_depend_on_who_came_first():
         )
         assert result["n"].item() == 8
         assert result["flag"].item() is True
+
+
+@pytest.mark.parametrize(
+    "dtype", [dtype for dtype in NAMES if not (dtype.is_floating_point or dtype.is_complex)]
+)
+def test_counters_of_any_width_are_the_greatest_of_equal_weight(dtype):
+    greatest = 1 if dtype is torch.bool else torch.iinfo(dtype).max
+    for order in ([0, greatest, 1], [greatest, 1, 0]):
+        updates = [{"n": torch.tensor([n, 0], dtype=dtype)} for n in order]
+        found = mean(updates, [1, 1, 1])["n"]
+        assert (found.dtype, found.tolist()) == (dtype, [greatest, 0])
 
 
 def test_no_update_and_no_weight_are_refused():
