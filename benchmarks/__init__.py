@@ -3,9 +3,28 @@
 A benchmark that is terminated takes down what it has started.
 """
 
+import math
 from multiprocessing import parent_process
 
 from tests.interrupt import take_sigterm_as_ctrl_c
 
 if parent_process() is None:  # a benchmark's own workers are ended by SIGTERM
     take_sigterm_as_ctrl_c()
+
+
+def verdict(
+    claim: str, value: float, *, at_least: float = -math.inf, at_most: float = math.inf
+) -> None:
+    """Print whether a claim is met: its value is within its bounds.
+
+    Args:
+        claim: What the value is of.
+        value: What was measured.
+        at_least: The least with which the claim is met.
+        at_most: The most.
+    """
+    met = "met" if at_least <= value <= at_most else "missed"
+    bounds = {"at least": at_least, "at most": at_most}
+    finite = {word: bound for word, bound in bounds.items() if math.isfinite(bound)}
+    said = " and ".join(f"{word} {bound:g}" for word, bound in finite.items())
+    print(f"claim {met}: {claim}: {value:.3f}, to be {said}", flush=True)
