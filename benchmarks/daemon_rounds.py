@@ -131,9 +131,11 @@ class Sandbox:
         return round(sum(process.memory_info().rss for process in endpoints) / 1e6)
 
     def take_down(self) -> None:
-        """Every daemon."""
-        self._play("playbooks/teardown.yml")
-        self._call("fl", "sandbox", "down")
+        """Every daemon; the sandbox also where a site cannot be taken down."""
+        try:
+            self._play("playbooks/teardown.yml")
+        finally:
+            self._call("fl", "sandbox", "down")
 
     def _write(
         self, folder: Path, megabytes: int, way: dict[str, object] | None, sites: int | None
