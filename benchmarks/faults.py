@@ -43,12 +43,12 @@ class Part:
 
     Attributes:
         name: The row's.
-        processes: Finds what to kill.
+        processes: Finds what to kill, or None where nothing of the sites and the sandbox is.
         repair: What an operator does then, or None where nothing needs to be done.
     """
 
     name: str
-    processes: Callable[[Lab], list[psutil.Process]]
+    processes: Callable[[Lab], list[psutil.Process]] | None = None
     repair: Callable[[Lab], None] | None = None
 
 
@@ -57,6 +57,7 @@ class Lab:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.started: list[subprocess.Popen[str]] = []
         self.environment = {
             **os.environ,
             "FL_SANDBOX_DIR": str(folder),
@@ -102,8 +103,8 @@ class Lab:
         file.write_text(yaml.safe_dump(server))
 
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
-        """Start fl-run."""
-        return subprocess.Popen(
+        """Start fl-run, which ends with the lab at the latest."""
+        process = subprocess.Popen(
             [BIN / "fl-run", *arguments],
             cwd=TOP,
             env=self.environment,
@@ -111,6 +112,17 @@ class Lab:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        self.started.append(process)
+        return process
+
+    def take_down(self) -> None:
+        """Every run and every daemon; the sandbox also where a site cannot be taken down."""
+        for process in self.started:
+            process.kill()
+        try:
+            self.play("playbooks/teardown.yml", check=False)
+        finally:
+            self.call("fl", "sandbox", "down", check=False)
 
     def of(self, site: str) -> list[psutil.Process]:
         """All processes of a site."""
@@ -121,7 +133,7 @@ class Lab:
         """The victim's worker: of its node's processes, the one that has computed most."""
         managers = self.titled("process_worker_pool")
         children = [child for manager in managers for child in manager.children()]
-        return [max(children, key=lambda process: sum(process.cpu_times()[:2]))]
+        return sorted(children, key=lambda process: sum(process.cpu_times()[:2]))[-1:]
 
     def titled(self, text: str) -> list[psutil.Process]:
         """The victim's processes whose command has a text in it."""
@@ -160,7 +172,7 @@ def _names(process: psutil.Process, text: str) -> bool:
 
 
 PARTS = [
-    Part("nothing", lambda _: []),
+    Part("nothing"),
     Part("worker", Lab.worker),
     Part("engine's manager", lambda lab: lab.titled("process_worker_pool")),
     Part("user endpoint", lambda lab: lab.titled(", uep.")),
@@ -176,7 +188,7 @@ PARTS = [
     ),
     Part("relay", lambda lab: lab.sandbox("proxystore-relay"), Lab.up),
     Part("service", lambda lab: lab.sandbox("fl.sandbox.serve"), Lab.up),
-    Part("server", lambda _: []),
+    Part("server"),
     Part(
         "interchange",
         lambda lab: lab.titled("HTEX interchange"),
@@ -201,8 +213,7 @@ def main(wanted: list[str]) -> None:
                     lab.up()
                     print(row(lab, part), flush=True)
         finally:
-            lab.play("playbooks/teardown.yml", check=False)
-            lab.call("fl", "sandbox", "down", check=False)
+            lab.take_down()
 
 
 HEADING = (
@@ -224,8 +235,7 @@ def row(lab: Lab, part: Part) -> str:
         process.kill()
         process.communicate()
         process = lab.start("--resume", run)
-    for victim in part.processes(lab):
-        victim.kill()
+    kill(lab, part)
     if part.repair is not None:
         time.sleep(REPAIR_SECONDS)
         keep(process, part.repair, lab)
@@ -236,6 +246,21 @@ def row(lab: Lab, part: Part) -> str:
         print(output)
     run.rename(lab.folder / f"done-{part.name.replace(' ', '-')}")
     return f"| {part.name} | {text}"
+
+
+def kill(lab: Lab, part: Part) -> None:
+    """Kill a part's processes.
+
+    Raises:
+        SystemExit: There are none, and the row would be of a run that nothing has hit.
+    """
+    if part.processes is None:
+        return
+    victims = part.processes(lab)
+    if not victims:
+        raise SystemExit(f"{part.name}: there is no such process to kill")
+    for victim in victims:
+        victim.kill()
 
 
 def keep(process: subprocess.Popen[str], repair: Callable[[Lab], None], lab: Lab) -> None:
