@@ -13,13 +13,19 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic, sleep
 
+import psutil
+
 from benchmarks.peers import python
+from examples import leftovers
+
+CALL_SECONDS, START_SECONDS = 1200.0, 60.0
+"""What a peer's rounds may take, and a daemon until it listens."""
 
 LAYERS = """
 import torch
@@ -152,8 +158,7 @@ def flower_run(megabytes: int, clients: int, rounds: int) -> list[float]:
         bin_folder = python().parent
         link: list[str | Path] = [bin_folder / "flower-superlink", "--insecure"]
         link += ["--disable-runtime-dependency-installation"]
-        daemons.enter_context(_daemon(folder, "superlink", link))
-        _wait_for_port(8000)
+        daemons.enter_context(_daemon(folder, "superlink", link, port=8000))
         for index in range(clients):
             node: list[str | Path] = [bin_folder / "flower-supernode", "--insecure"]
             node += ["--superlink", "127.0.0.1:8000", "--port", str(9100 + index)]
@@ -217,8 +222,15 @@ def _between(starts: list[float]) -> list[float]:
 
 @contextmanager
 def _folder() -> Iterator[Path]:
+    """A folder, and nothing of it afterwards: peers start daemons in sessions of their own."""
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="peer-bench.") as name:
-        yield Path(name)
+        try:
+            yield Path(name)
+        finally:
+            while left := leftovers.processes(Path(name)):
+                for process in left:
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -228,41 +240,52 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _call(folder: Path, *command: str | Path) -> str:
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=_environment(folder),
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=1200,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=_environment(folder),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=CALL_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(str(error)) from error
     if done.returncode:
         raise RuntimeError(f"{command}: {done.stdout[-3000:]}")
     return done.stdout
 
 
 @contextmanager
-def _daemon(folder: Path, name: str, command: list[str | Path]) -> Iterator[None]:
-    """A daemon that runs until the block ends."""
+def _daemon(
+    folder: Path, name: str, command: list[str | Path], port: int | None = None
+) -> Iterator[None]:
+    """A daemon that runs until the block ends, and listens on its port before it begins."""
+    if port is not None and _listens(port):
+        raise RuntimeError(f"{name}: somebody else listens on port {port}")
     with (folder / f"{name}.log").open("wb") as output:
         daemon = subprocess.Popen(
             command, cwd=folder, env=_environment(folder), stdout=output, stderr=output
         )
         try:
+            until = monotonic() + START_SECONDS
+            while port is not None and not _listens(port):
+                if daemon.poll() is not None or monotonic() > until:
+                    said = (folder / f"{name}.log").read_text()[-3000:]
+                    raise RuntimeError(f"{name} does not listen on port {port}: {said}")
+                sleep(0.2)
             yield
         finally:
             daemon.terminate()
-            daemon.wait(30)
+            try:
+                daemon.wait(30)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
 
 
-def _wait_for_port(port: int, seconds: float = 60) -> None:
-    until = monotonic() + seconds
-    while True:
-        try:
-            return socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            if monotonic() > until:
-                raise
-            sleep(0.2)
+def _listens(port: int) -> bool:
+    """Whether somebody does."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
