@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from benchmarks import verdict
 from benchmarks.peer_rounds import flower_simulation, nvflare_simulator
 
 CLIENTS, ROUNDS, REPEATS = 4, 6, 3
@@ -81,6 +82,10 @@ def main() -> None:
             print(f"  NVFlare's simulator      {spread(nvflare)}")
             print(f"  Flower / round:  {ratio(flower, ours)}")
             print(f"  NVFlare / round: {ratio(nvflare, ours)}")
+        verdict("round / floor, of medians", of_medians(ours, floors), at_most=3)
+        if flower:
+            verdict("Flower / round, of medians", of_medians(flower, ours), at_least=1)
+            verdict("NVFlare / round, of medians", of_medians(nvflare, ours), at_least=1)
 
 
 def rounds(megabytes: float, clients: int = CLIENTS, count: int = ROUNDS) -> list[dict]:
@@ -183,8 +188,13 @@ def memory(tensor: torch.Tensor) -> memoryview:
 
 def ratio(above: list[float], below: list[float]) -> str:
     """Of medians, and of what noise disturbs least."""
-    medians = statistics.median(above) / statistics.median(below)
-    return f"{medians:.2f} (of medians), {min(above) / min(below):.2f} (of the least)"
+    least = min(above) / min(below)
+    return f"{of_medians(above, below):.2f} (of medians), {least:.2f} (of the least)"
+
+
+def of_medians(above: list[float], below: list[float]) -> float:
+    """The ratio by which a claim is met or missed."""
+    return statistics.median(above) / statistics.median(below)
 
 
 def spread(values: list[float]) -> str:

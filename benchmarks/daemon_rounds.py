@@ -22,7 +22,8 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.big_rounds import CODE, PEERS_MEGABYTES, ratio, spread
+from benchmarks import verdict
+from benchmarks.big_rounds import CODE, PEERS_MEGABYTES, of_medians, ratio, spread
 from benchmarks.peer_rounds import flower_run, nvflare_poc
 from examples import leftovers
 
@@ -78,6 +79,17 @@ def compare(sandbox: Sandbox, megabytes: int) -> None:
         print(f"  {name:26} {against if values else 'fails'}", flush=True)
     if held:
         print(f"  ProxyStore's endpoints hold, MB after {ROUNDS} rounds each: {held}", flush=True)
+    report(times, held)
+
+
+def report(times: dict[str, list[float]], held: list[float]) -> None:
+    """The claims, of the peers that did not fail."""
+    for name in ("flwr run", "NVFlare POC"):
+        if times.get(name):
+            ratio_to_ours = of_medians(times[name], times["ours, files"])
+            verdict(f"{name} / ours, of medians", ratio_to_ours, at_least=1)
+    if held:
+        verdict("the endpoints' memory, last / first", held[-1] / held[0], at_most=1)
 
 
 class Sandbox:

@@ -2,7 +2,7 @@
 
     python tests/private_loopback.py python -m benchmarks.hub [MB ...]
 
-Claim: through the hub a model moves at 85 % at least of what the same client library takes for a
+Claim: through the hub a model moves at 85 % at least of the rate of the same client library with a
 file of that size over TLS, from the same nginx, in one stream and without a digest; 20 times as
 fast as ProxyStore's EndpointConnector gets it from a peer; and so through a filtering proxy too.
 All are measured in turns, in the same run. The load of the machine and this process's CPU seconds
@@ -35,6 +35,7 @@ from proxystore.endpoint.config import (
     write_config,
 )
 
+from benchmarks import verdict
 from fl.tensors import Data
 from fl.transport.base import Ref
 from fl.transport.hub import HubTransport, SignedHub
@@ -117,18 +118,18 @@ def measure(
 def compare(rates: dict[str, list[float]]) -> None:
     """The ratios of the claim."""
 
-    def ratio(one: str, other: str) -> str:
+    def ratio(one: str, other: str, at_least: float) -> None:
         paired = [a / b for a, b in zip(rates[one], rates[other], strict=True)]
         of_medians = statistics.median(rates[one]) / statistics.median(rates[other])
-        return f"{of_medians:.2f} of medians; by turn {min(paired):.2f} to {max(paired):.2f}"
+        print(f"  {one} / {other}: {of_medians:.2f} of medians;", end=" ")
+        print(f"by turn {min(paired):.2f} to {max(paired):.2f}")
+        verdict(f"{one} / {other}, of medians", of_medians, at_least=at_least)
 
     for where in ("", ", proxy"):
         for way in ("down", "up"):
-            one, other = f"{way}, hub{where}", f"{way}, bare TLS{where}"
-            print(f"  {one} / bare TLS: {ratio(one, other)}")
+            ratio(f"{way}, hub{where}", f"{way}, bare TLS{where}", 0.85)
         if "down, ProxyStore get" in rates:
-            one = f"down, hub{where}"
-            print(f"  {one} / ProxyStore get: {ratio(one, 'down, ProxyStore get')}")
+            ratio(f"down, hub{where}", "down, ProxyStore get", 20)
 
 
 def get(ref: Ref) -> Data:

@@ -37,12 +37,12 @@ ARGUMENTS = {
     "auto_format": (),
     "hub": (),
     "secure_sums": (),
-    "deploy_time": ("--repeats", "1", "1", "10", "50"),
+    "deploy_time": (),
 }
 """Scripts that take minutes, in the order of their sections."""
 DAEMONS = ("daemon_rounds", "growth", "round_overhead", "hub", "deploy_time")
 MOST_SECONDS = 3600
-"""What a script may take; the peers of `big_rounds`, and fifty sites to deploy, take longest."""
+"""What a script may take; the peers of `big_rounds`, and ten sites to deploy, take longest."""
 CLEAN_UP_SECONDS = 300
 """What it has then to take down what it has started."""
 HEAD = """# Measured

@@ -2,8 +2,9 @@
 
     python -m benchmarks.robust [MB] [updates] [aggregator]
 
-Claim: updates wait for the step on disk, so that 64 updates of 1 GB fit in 8 GB of memory. What
-the process itself must have (its anonymous memory) is sampled; pages of files are the kernel's,
+Claim: updates wait for the step on disk, so that the step needs at most four models of memory. By
+as many models, 64 updates of 1 GB would fit in 8 GB: that is worked out, not run. What the process
+itself must have (its anonymous memory) is sampled; pages of files are the kernel's,
 which takes them back when it is short. To see that it does, give the process less than it would
 like, as in `systemd-run --user --scope -p MemoryMax=2G python -m benchmarks.robust 250 64`. The
 files lie in TMPDIR. The limit beside it is one reading of the same files.
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import verdict
 from fl.server.aggregators import Contribution, open_aggregator
 
 LAYERS = 10
@@ -51,6 +53,8 @@ def main() -> None:
     most = peak.most - bare
     print(f"  anonymous memory at its peak: {most:.0f} MB beyond the bare process's {bare:.0f} MB,")
     print(f"  which is {most / megabytes:.2f} models; all updates are {updates * megabytes} MB")
+    print(f"  by as many models, updates of 1 GB would need {most / megabytes:.1f} GB")
+    verdict("models of memory at the peak", most / megabytes, at_most=4)
 
 
 class Peak:

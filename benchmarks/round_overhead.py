@@ -24,7 +24,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks import verdict
-from benchmarks.big_rounds import ratio
+from benchmarks.big_rounds import of_medians, ratio
 
 TOP = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -183,8 +183,7 @@ def report(rounds: list[dict], as_is: list[float], often: list[float]) -> None:
     print(f"overhead, all but training   {spread(overheads)}")
     print(f"overhead / bare task: {ratio(overheads, as_is)}")
     print(f"overhead / bare task polled as by us: {ratio(overheads, often)}")
-    medians = statistics.median(overheads) / statistics.median(as_is)
-    verdict("overhead / bare task, of medians", medians, at_most=1.1)
+    verdict("overhead / bare task, of medians", of_medians(overheads, as_is), at_most=1.1)
 
 
 def spread(values: list[float]) -> str:
