@@ -62,21 +62,19 @@ def fedqueue_budget(
     *,
     cutoff: float,
     margin: float = 60.0,
-    spreads: float = 0.0,
     min_steps: int = 20,
     max_steps: int | None = None,
 ) -> int:
     """Local steps that should land a site's update before the round's cut-off.
 
     (cutoff - mean - margin) / speed, rounded down, at least `min_steps` (FedQueue, its authors'
-    code). Leaving `spreads` spreads besides is ours, as is `max_steps`.
+    code). `max_steps` is ours.
 
     Args:
         estimate: Of the site's queue.
         speed: The site's `seconds_per_step`.
         cutoff: Seconds from the round's start to its cut-off, positive: FedQueue's T_sync.
         margin: Seconds for everything else, such as moving the model; 0 or more.
-        spreads: Spreads of the queue's delay to leave, 0 or more; 0 as published.
         min_steps: Fewest steps worth a task, positive.
         max_steps: Most steps, at least `min_steps`, or None.
 
@@ -87,9 +85,9 @@ def fedqueue_budget(
         ValueError: An argument is out of range.
     """
     require_positive(speed=speed, cutoff=cutoff, min_steps=min_steps)
-    if margin < 0 or spreads < 0 or (max_steps is not None and max_steps < min_steps):
-        raise ValueError("margin and spreads are at least 0, max_steps is at least min_steps")
-    seconds = cutoff - estimate.mean - margin - spreads * estimate.spread
+    if margin < 0 or (max_steps is not None and max_steps < min_steps):
+        raise ValueError("margin is at least 0, max_steps is at least min_steps")
+    seconds = cutoff - estimate.mean - margin
     steps = max(min_steps, math.floor(seconds / speed))
     return steps if max_steps is None else min(steps, max_steps)
 
@@ -120,19 +118,17 @@ def fedqueue_admits(
     *,
     cutoff: float,
     tolerance: float = 0.2,
-    spreads: float = 0.0,
 ) -> bool:
     """Whether an update belongs to this round, rather than to the buffer for the next.
 
     Admitted is a delay of at most mean + tolerance cutoff (FedQueue, its authors' code, which
-    closes a round when all have arrived, or at 1.15 times the cut-off). The spreads are ours.
+    closes a round when all have arrived, or at 1.15 times the cut-off).
 
     Args:
         delay: Seconds that the task waited in the queue.
         estimate: Of the site's queue when the task was submitted: without this delay.
         cutoff: Seconds from the round's start to its cut-off, positive.
         tolerance: Share of `cutoff` that a delay may exceed its prediction by, 0 or more.
-        spreads: Spreads that it may exceed it by besides, 0 or more; 0 as published.
 
     Returns:
         True if it is of this round.
@@ -141,9 +137,9 @@ def fedqueue_admits(
         ValueError: An argument is out of range.
     """
     require_positive(cutoff=cutoff)
-    if tolerance < 0 or spreads < 0:
-        raise ValueError("tolerance and spreads are at least 0")
-    return delay <= estimate.mean + tolerance * cutoff + spreads * estimate.spread
+    if tolerance < 0:
+        raise ValueError(f"tolerance must be at least 0, not {tolerance}")
+    return delay <= estimate.mean + tolerance * cutoff
 
 
 def fedqueue_weight(base: float, staleness: float, *, discount: Discount = harmonic) -> float:

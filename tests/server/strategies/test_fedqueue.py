@@ -45,7 +45,7 @@ def test_estimates_stay_among_what_was_seen(delays):
 def test_budget_by_hand():
     estimate = QueueEstimate(mean=600.0, spread=300.0)
     assert fedqueue_budget(estimate, 2.0, cutoff=3600) == 1470  # (3600 - 600 - 60) / 2
-    assert fedqueue_budget(estimate, 2.0, cutoff=3600, spreads=2, margin=0) == 1200
+    assert fedqueue_budget(estimate, 2.0, cutoff=3600, margin=0) == 1500
     assert fedqueue_budget(estimate, 2.0, cutoff=3600, max_steps=500) == 500
     assert fedqueue_budget(estimate, 2.0, cutoff=600) == 20
 
@@ -61,7 +61,7 @@ def test_admission_by_hand():
     estimate = QueueEstimate(mean=600.0, spread=300.0)
     assert fedqueue_admits(1320.0, estimate, cutoff=3600)
     assert not fedqueue_admits(1320.1, estimate, cutoff=3600)
-    assert fedqueue_admits(900.0, estimate, cutoff=3600, tolerance=0, spreads=1)
+    assert fedqueue_admits(600.0, estimate, cutoff=3600, tolerance=0)
 
 
 def test_fedqueue_weights_and_rates_by_hand():
