@@ -171,18 +171,32 @@ def test_equal_fresh_updates_are_the_step(name):
     assert torch.equal(aggregator.step(weights)["w"], weights["w"] + model(5)["w"])
 
 
-@pytest.mark.parametrize("name", EXACT)
+BY_NEITHER = HOLDING | {"FedAsyncAggregator", "FedBuffAggregator", "ScaffoldAggregator"}
+"""These read neither a client's samples nor its share."""
+
+
+@pytest.mark.parametrize("name", [name for name in EXACT if name not in BY_NEITHER])
 @settings(max_examples=5, deadline=None)
 @given(scale=st.integers(2, 1000))
 def test_weights_scale_out(name, scale):
-    ends = []
-    for factor in (1, scale):
-        aggregator, weights = opened(name), model(1)
-        for index, one in enumerate(contributions(0)):
-            more = contribution(one.client_id, one.num_samples * factor, one.steps, one.staleness)
-            aggregator.add(update_of(aggregator, weights, model(100 + index)), more)
-        ends.append(aggregator.step(weights))
+    """Twice everybody's samples lead to the same model, but a client's alone do not."""
+    ends = [stepped_of(name, dict.fromkeys(CLIENTS, factor)) for factor in (1, scale)]
     torch.testing.assert_close(*ends)
+    alone = stepped_of(name, {**dict.fromkeys(CLIENTS, 1), contributions(0)[0].client_id: scale})
+    assert not torch.allclose(alone["w"], ends[0]["w"])
+
+
+def stepped_of(name, factors):
+    """A step of clients that have so many times their samples, with shares of what is known."""
+    aggregator, weights, known = opened(name), model(1), {}
+    for index, one in enumerate(contributions(0)):
+        samples = one.num_samples * factors[one.client_id]
+        known[one.client_id] = samples
+        everybody = sum(known.values()) / len(known) * len(CLIENTS)
+        share = min(samples / everybody, 1.0)
+        more = contribution(one.client_id, samples, one.steps, one.staleness, share)
+        aggregator.add(update_of(aggregator, weights, model(100 + index)), more)
+    return aggregator.step(weights)
 
 
 @pytest.mark.parametrize(
