@@ -29,10 +29,10 @@ from fl.config import (
     ServerFile,
     TrainConfigs,
 )
-from fl.overrides import fault, override, read_yaml
+from fl.overrides import fault, override, read_dumped, read_yaml
 
-LARGEST_FILE = 1_000_000
-"""Characters that a file may come to."""
+SMALL, GROWTH = 1_000_000, 10
+"""Characters that any file may come to by its aliases, and times its own that a larger one may."""
 
 
 @dataclass(frozen=True)
@@ -105,17 +105,17 @@ def load_federation(
     of_clients = [text for text in overrides if text.partition("=")[0].split(".")[0] == "clients"]
     of_server = [text for text in overrides if text not in of_clients]
     notes: list[str] = []
-    content = _overridden(server, of_server)
+    content, most = _overridden(server, of_server)
     if clients is None:
         _count_local_sites(content)
-        experiment = _read(server, of_server, content, ExperimentFile, notes)
+        experiment = _read(server, of_server, content, most, ExperimentFile, notes)
         server_file: ServerFile = experiment
         clients, listed = server, _local_sites(experiment)
         _override(listed, of_clients)
     else:
-        server_file = _read(server, of_server, content, ServerFile, notes)
-        listed = _overridden(clients, of_clients)
-    clients_file = _read(clients, of_clients, listed, ClientsFile, notes)
+        server_file = _read(server, of_server, content, most, ServerFile, notes)
+        listed, most = _overridden(clients, of_clients)
+    clients_file = _read(clients, of_clients, listed, most, ClientsFile, notes)
     configs, sites = server_file.server_configs, clients_file.clients
     if configs.num_clients != len(sites):
         raise ConfigError(
@@ -172,7 +172,7 @@ def read_federation(file: Path) -> Federation:
     Raises:
         ConfigError: The file is missing, or is no federation.
     """
-    return _valid(str(file), _content(file, yaml.safe_load), Federation)
+    return _valid(str(file), *_content(file, read_dumped), Federation)
 
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -191,7 +191,7 @@ def load_section(file: Path, schema: type[AnySection]) -> AnySection:
     Raises:
         ConfigError: The file is missing, is not YAML, or says something else.
     """
-    return _valid(str(file), _content(file, read_yaml), schema)
+    return _valid(str(file), *_content(file, read_yaml), schema)
 
 
 def _count_local_sites(content: Any) -> None:
@@ -220,17 +220,18 @@ def _local_sites(experiment: ExperimentFile) -> dict[str, Any]:
     }
 
 
-def _overridden(file: Path, overrides: Sequence[str]) -> Any:
-    """What a file that a person wrote says, with what goes over it."""
-    content = _content(file, read_yaml)
+def _overridden(file: Path, overrides: Sequence[str]) -> tuple[Any, int]:
+    """What a file that a person wrote says, with what goes over it; see `_content`."""
+    content, most = _content(file, read_yaml)
     _override(content, overrides)
-    return content
+    return content, most
 
 
 def _read(
     file: Path,
     overrides: Sequence[str],
     content: Any,
+    most: int,
     schema: type[AnySection],
     notes: list[str],
 ) -> AnySection:
@@ -244,25 +245,27 @@ def _read(
         notes += [f"{file}: {note}" for note in translate(content)]
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
-    return _valid(where, content, schema)
+    return _valid(where, content, most, schema)
 
 
-def _content(file: Path, read: Callable[[str], Any]) -> Any:
+def _content(file: Path, read: Callable[[str], Any]) -> tuple[Any, int]:
+    """What a file says, and how many characters that may come to with its aliases."""
     try:
-        content = read(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        content = read(text)
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: is not YAML ({fault(error)})") from error
     if content is None:
         raise ConfigError(f"{file}: is empty")
-    return content
+    return content, max(SMALL, GROWTH * len(text))
 
 
-def _valid(where: str, content: Any, schema: type[AnySection]) -> AnySection:
+def _valid(where: str, content: Any, most: int, schema: type[AnySection]) -> AnySection:
     try:
         # Through JSON, since only there does pydantic's strict mode take a string for a UUID.
-        return schema.model_validate_json(_as_json(where, content))
+        return schema.model_validate_json(_as_json(where, content, most))
     except ValidationError as error:
         raise ConfigError(explain(where, schema, error)) from error
 
@@ -280,17 +283,15 @@ def _override(content: Any, overrides: Sequence[str]) -> None:
             raise ConfigError(f"--set {text}: {error}") from error
 
 
-def _as_json(where: str, content: Any) -> str:
+def _as_json(where: str, content: Any, most: int) -> str:
     """What a YAML file says, its aliases followed: a few lines of them can stand for gigabytes."""
     parts: list[str] = []
     size = 0
     try:
         for part in json.JSONEncoder().iterencode(content):
             size += len(part)
-            if size > LARGEST_FILE:
-                raise ConfigError(
-                    f"{where}: is over {LARGEST_FILE} characters long with its aliases"
-                )
+            if size > most:
+                raise ConfigError(f"{where}: is over {most} characters long with its aliases")
             parts.append(part)
     except TypeError as error:
         raise ConfigError(f"{where}: {error}; quote dates and times") from error

@@ -7,11 +7,25 @@ from copy import copy
 from typing import Any
 
 import yaml
+from yaml.composer import Composer
+from yaml.resolver import Resolver
 
 TEXT_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 
 
-class _Loader(yaml.SafeLoader):
+if yaml.__with_libyaml__:
+
+    class _Fast(Composer, yaml.CSafeLoader):
+        """libyaml's parser, and PyYAML's own composer above it: libyaml's dies of deep nesting."""
+
+        def __init__(self, text: str) -> None:
+            yaml.CSafeLoader.__init__(self, text)
+            Composer.__init__(self)
+else:
+    _Fast = yaml.SafeLoader  # type: ignore[assignment, misc]
+
+
+class _AsMeant(Composer, Resolver):
     """YAML as people mean it.
 
     Its numbers are those that people write: 1e-3, which YAML 1.1 takes for a text. A key that
@@ -37,11 +51,19 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-_Loader.add_implicit_resolver(
+_AsMeant.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
     list("-+.0123456789"),
 )
+
+
+class _Loader(_AsMeant, _Fast):
+    """What a person wrote, read fast."""
+
+
+class _Explaining(_AsMeant, yaml.SafeLoader):
+    """The same in Python alone: a tenth as fast, but it knows better what is wrong."""
 
 
 def read_yaml(text: str) -> Any:
@@ -56,7 +78,25 @@ def read_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: It is none.
     """
-    return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)  # nosec B506
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a safe one)  # nosec B506
+    except yaml.YAMLError:
+        return yaml.load(text, Loader=_Explaining)  # noqa: S506  (likewise)  # nosec B506
+
+
+def read_dumped(text: str) -> Any:
+    """Read YAML as `yaml.safe_dump` writes it.
+
+    Args:
+        text: The YAML.
+
+    Returns:
+        What it says.
+
+    Raises:
+        yaml.YAMLError: It is none.
+    """
+    return yaml.load(text, Loader=_Fast)  # noqa: S506  (a safe one)  # nosec B506
 
 
 def fault(error: Exception) -> str:

@@ -1,4 +1,5 @@
 import errno
+import json
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,14 @@ from fl.config import (
     Client,
     ClientsFile,
     ConfigError,
+    Federation,
     ServerConfigs,
     ServerFile,
     SharedClientConfigs,
     TrainConfigs,
 )
 from fl.config_files import Files, load_federation, load_section
+from fl.record import Record
 
 HUB = {"enable_hub": True, "hub_url": "https://h:8443", "hub_secret_file": "hub.key"}
 ENDPOINT = "3f0b7f0e-5a55-4d0c-8c1e-0d4b6a0f2b11"
@@ -187,6 +190,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     ("text", "expected"),
     [
         (BOMB, "is over 1000000 characters long with its aliases"),
+        (f"# {'x' * 200_000}\n{BOMB}", "is over 20.* characters long with its aliases"),
         ("&a [*a]", "an alias must not stand inside what it names"),
         ("[" * 2000, "is not YAML"),
         ("a: " + "9" * 5000, "is not YAML"),
@@ -200,6 +204,23 @@ def test_yaml_that_is_made_to_hurt_is_refused(tmp_path, text, expected):
     file.write_text(text)
     with pytest.raises(ConfigError, match=expected):
         load_section(file, ServerFile)
+
+
+def test_a_large_federations_files_are_read(tmp_path, monkeypatch):
+    """Every client has the ids of all: a file that says what it means in full is no bomb."""
+    ids = [f"{number:08x}{ENDPOINT[8:]}" for number in range(160)]
+    way = {"enable_proxystore": True, "connector_configs": {"endpoints": ids}}
+    client = clients_file()["clients"][0] | {"comm_configs": {"proxystore_configs": way}}
+    file = tmp_path / "clients.yaml"
+    file.write_text(json.dumps({"clients": [client | {"client_id": f"s{n}"} for n in range(160)]}))
+    clients = load_section(file, ClientsFile).clients
+    assert len(clients) == 160
+
+    monkeypatch.chdir(tmp_path)
+    server = ServerFile.model_validate(server_file())
+    sections = {"server_configs": server.server_configs, "client_configs": server.client_configs}
+    record = Record.begin(Federation(**sections, clients=clients), str(tmp_path), {})
+    assert record.federation().clients == clients
 
 
 def keys(schema):
