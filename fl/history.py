@@ -7,6 +7,7 @@ means nothing to this version is named.
 from __future__ import annotations
 
 import fcntl
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -214,16 +215,27 @@ def _lines(file: Path, kind: type[Line]) -> Iterator[Line]:
         raise _unreadable(file, error) from error
     for number, line in enumerate(lines, 1):
         try:
-            yield adapter.validate_json(line)
+            yield _line(adapter, line)
         except ValidationError as error:
             fault = error.errors(include_url=False, include_input=False)[0]
-            if fault["type"] == "json_invalid":
-                continue
             place = ".".join(str(part) for part in fault["loc"])
             raise FederationError(
                 f"{file}: line {number}: {place}: {fault['msg']}; "
                 "was this folder written by another version of fl? versions.json says which"
             ) from error
+        except ValueError:  # it is torn
+            continue
+
+
+def _line(adapter: TypeAdapter[Line], line: str) -> Line:
+    try:
+        return adapter.validate_json(line)
+    except ValidationError as error:
+        if error.errors(include_url=False, include_input=False)[0]["type"] != "json_invalid":
+            raise
+    # JSON can spell half a character, which pydantic takes for no JSON.
+    whole = json.dumps(json.loads(line), ensure_ascii=False).encode(errors="replace")
+    return adapter.validate_json(whole)
 
 
 def _unreadable(file: Path, error: OSError) -> FederationError:

@@ -593,6 +593,17 @@ DEFENCES = [
         "a site's word",
     ),
     Defence(
+        "control characters and lines in the names of an update's tensors",
+        (Change("fl/server/federation.py", "legible(str(error)), trace", "str(error), trace"),),
+        (
+            (
+                "tests/server/test_distrust.py",
+                "what_is_not_believed_is_dropped_named_and_counted",
+            ),
+        ),
+        "a site's word",
+    ),
+    Defence(
         "markup, and a number that no float holds, in what a site says to a check",
         (
             Change("fl/check_table.py", "Text(check.check)", "check.check"),

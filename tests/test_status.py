@@ -154,6 +154,16 @@ def test_what_a_site_says_moves_no_cursor(run):
     assert "[bold]no markup" in said
 
 
+def test_half_a_character_hides_no_round(run):
+    """JSON can say it and no text can hold it: the line is whole all the same."""
+    run.begin(1)
+    run.end(1, [run.answer(1, "a")], [run.fail(1, "b", "tensors unknown: \ud800", state="ready")])
+    found = status(run.folder)
+    assert found.done == 1
+    assert found.errors[-1].message == "tensors unknown: ?"
+    assert json.loads(fl_status(run.folder, "--json").output)["done"] == 1
+
+
 def test_the_newest_of_a_folder_of_runs(tmp_path):
     for name in ("20260101T000000Z-9", "20261231T000000Z-1", "20261231T000001Z-2"):
         (tmp_path / name).mkdir()

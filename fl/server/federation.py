@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from fl.client.trainer import Evaluation
 from fl.config import Federation
-from fl.endpoints.base import Endpoints, SiteError
+from fl.endpoints.base import Endpoints, SiteError, legible
 from fl.errors import FederationError
 from fl.sealing import ServerKeys
 from fl.secure_sum.keys import SecureSumError
@@ -353,7 +353,8 @@ class Server:
 
     def _suspend(self, name: str, reason: str) -> None:
         self._sites.suspend(name, reason)
-        self._listen(Warned(f"{name} is suspended for the rest of the run: {reason}"))
+        told = legible(reason)
+        self._listen(Warned(f"{name} is suspended for the rest of the run: {told}"))
 
     def _ask_again(self, this: Round, answer: Answer, error: TransportError) -> None:
         """An update did not come: ask for it later, or in the end have its site train again."""
@@ -521,7 +522,8 @@ class Server:
 
     def _fail(self, this: Round, name: str, error: FederationError, rejected: int = 0) -> None:
         trace = error.traceback if isinstance(error, SiteError) else None
-        failure = ClientFailed(this.number, name, str(error), trace, rejected)
+        # An update's own words may be in it, such as its tensors' names.
+        failure = ClientFailed(this.number, name, legible(str(error)), trace, rejected)
         this.failures.append(failure)
         self._listen(failure)
 

@@ -32,7 +32,7 @@ from functools import partial
 
 from fl.client.budget import BlockEnded
 from fl.config import Client
-from fl.endpoints.base import Endpoints, EngineError, JSONObject, SiteError, answer_of
+from fl.endpoints.base import Endpoints, EngineError, JSONObject, SiteError, answer_of, legible
 from fl.errors import FederationError
 from fl.server.clock import Clock
 from fl.server.events import Listener, SiteChanged, Warned
@@ -313,7 +313,7 @@ class Sites:
             reason: What was wrong with its answer.
         """
         site = self._sites[client_id]
-        site.sits_out, site.reason = True, reason
+        site.sits_out, site.reason = True, legible(reason)
 
     def suspend(self, client_id: str, reason: str) -> None:
         """Give a site no task in this run any more.
@@ -515,6 +515,7 @@ class Sites:
             state, reason = State.SUSPENDED, site.suspended
         if state is not State.LOST:
             site.offline = False
+        reason = legible(reason)
         if reason or not site.sits_out:  # or it says why it does
             site.reason = reason
         if site.state is not state:

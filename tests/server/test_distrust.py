@@ -49,6 +49,17 @@ def claims(size):
     return hostile(lambda result, *_: result["update"].update(size=size))
 
 
+def names_its_tensors(name):
+    """An update that decodes, and in which a tensor has such a name."""
+
+    def change(result, request, transport):
+        trained = decode(transport.get(Ref.from_json(result["update"])))
+        data = encode({**trained, name: torch.zeros(1)})
+        result["update"] = transport.put(data).to_json()
+
+    return hostile(change)
+
+
 def names_the_model(result, request, transport):
     transport.evict(Ref.from_json(result["update"]))
     result["update"] = request["model"]
@@ -65,6 +76,8 @@ def names_the_model(result, request, transport):
         (claims(LARGEST_BYTES), "its update claims 1099511627776 bytes"),
         (hostile(names_the_model), "is the model that it was sent"),
         (hostile(lambda result, *_: result.update(num_samples="\x1b[2J" * 99)), r"\\x1b"),
+        (names_its_tensors("\x1b[2J\nround 9: good is lost"), "unknown: ?[2J round 9: good"),
+        (names_its_tensors("x" * 30_000), "missing or unknown: xxx"),
     ],
 )
 def test_what_is_not_believed_is_dropped_named_and_counted(fit, weights, script, expected):
@@ -73,7 +86,9 @@ def test_what_is_not_believed_is_dropped_named_and_counted(fit, weights, script,
     torch.testing.assert_close(result["w"], torch.full((4,), 2.0))
     (failure,) = of(ClientFailed, events)
     assert (failure.client_id, failure.rejected) == ("bad", 1)
-    assert failure.reason.isprintable()
+    reasons = [failure.reason, *(change.reason for change in of(SiteChanged, events))]
+    assert all(reason == "" or reason.isprintable() for reason in reasons)
+    assert max(map(len, reasons)) <= TEXT
     assert expected.replace(r"\\", "\\") in failure.reason
 
 
