@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from types import TracebackType
 from typing import Self
 
@@ -28,6 +27,8 @@ STYLES = {"failed": "bold red", "lost": "bold red", "suspended": "bold red", "la
 """How a site's state is shown that somebody may have to do something about."""
 SHOWN = 10
 """Rounds that a terminal shows, the last ones."""
+GAP = 3
+"""Blanks between sites."""
 
 
 class Progress:
@@ -43,9 +44,11 @@ class Progress:
         self._rounds = rounds
         self._console = console
         self._states = dict.fromkeys(clients, "")
-        self._history: deque[RoundEnded] = deque(maxlen=SHOWN)
+        self._history: list[RoundEnded] = []
         self._round = 0
-        self._live = Live(self.screen(), console=console) if console.is_terminal else None
+        # It asks for a screen a few times a second; of many sites there are many more events.
+        live = Live(get_renderable=self.screen, console=console) if console.is_terminal else None
+        self._live = live
 
     def __enter__(self) -> Self:
         if self._live:
@@ -77,7 +80,7 @@ class Progress:
                 self._states[event.client_id] = "failed"
                 self._say(f"round {event.round}: {event.client_id}: {event.reason}")
             case RoundEnded():
-                self._history.append(event)
+                self._history = [*self._history, event][-SHOWN:]  # anew: it may be shown now
                 if not self._live:
                     self._say(describe(event, self._rounds))
             case SitesEvaluated():
@@ -87,8 +90,6 @@ class Progress:
                 )
             case Warned():
                 self._say(f"warning: {event.message}")
-        if self._live:
-            self._live.update(self.screen())
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -96,13 +97,24 @@ class Progress:
     def screen(self) -> Group:
         """What a terminal shows: the last rounds, and what each client is doing in this one."""
         begun = f"round {self._round} of {self._rounds}" if self._round else "no round yet"
+        rounds = self._table()
         # As many sites beside each other as fit; with many of them the rounds still stand above.
-        sites = Columns(
-            [_state(name, state) for name, state in self._states.items()],
-            padding=(0, 3),
-            equal=True,
-        )
-        return Group(self._table(), Text(f"\n{begun}", "bold"), sites)
+        # The table's head, a blank line, the line of the round, and one to spare.
+        shown = self._fitting(self._console.height - rounds.row_count - 4)
+        sites = Columns([_state(*site) for site in shown], padding=(0, GAP), equal=True)
+        left = len(self._states) - len(shown)
+        more = [Text(f"and {left} more")] if left else []
+        return Group(rounds, Text(f"\n{begun}", "bold"), sites, *more)
+
+    def _fitting(self, lines: int) -> list[tuple[str, str]]:
+        """The sites for which there is room, with their states; first those in trouble."""
+        sites = list(self._states.items())
+        widest = max((_state(*site).cell_len for site in sites), default=0)
+        beside = max((self._console.width + GAP) // (widest + GAP), 1)
+        if len(sites) <= lines * beside:
+            return sites
+        sites.sort(key=lambda site: site[1] not in STYLES)
+        return sites[: max(lines - 1, 1) * beside]
 
     def _table(self) -> Table:
         own = list(dict.fromkeys(name for ended in self._history for name in ended.aggregator))

@@ -1,6 +1,7 @@
 """The live table of a run."""
 
 import io
+import re
 import weakref
 from dataclasses import replace
 
@@ -80,3 +81,34 @@ def test_rounds_that_are_shown_no_more_are_not_kept():
     for number in range(2, 12):
         progress(ended(number))
     assert known() is None
+
+
+def test_a_screen_is_made_as_often_as_it_is_looked_at(monkeypatch):
+    """And not for every event: of a thousand sites a round has thousands."""
+    made = []
+    screen = Progress.screen
+    monkeypatch.setattr(Progress, "screen", lambda self: made.append(1) or screen(self))
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with Progress(1, ["a"], console) as progress:
+        for number in range(3000):
+            progress(SiteChanged("a", "training" if number % 2 else "queued"))
+    assert len(made) < 300
+    assert "a: training" in console.file.getvalue()
+
+
+def test_of_many_sites_those_are_shown_that_fit_and_first_those_in_trouble():
+    names = [f"site-{number:03}" for number in range(1000)]
+    console = Console(file=io.StringIO(), width=60, height=20)
+    progress = Progress(3, names, console)
+    for name in names:
+        progress(SiteChanged(name, "queued"))
+    progress(SiteChanged("site-777", "lost"))
+    for number in range(1, 4):
+        progress(ended(number))
+    before = len(console.file.getvalue())
+    console.print(progress.screen())
+    shown = console.file.getvalue()[before:]
+    assert len(shown.splitlines()) < 20
+    assert "site-777: lost" in shown
+    assert "site-000: queued" in shown
+    assert int(re.search(r"and (\d+) more", shown)[1]) + shown.count("site-") == 1000
