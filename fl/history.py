@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import math
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from fl.errors import FederationError
 from fl.server.events import RoundEnded, SiteChanged, SitesEvaluated
+
+State = Literal["running", "finished", "ended", "elsewhere"]
+"""Of a run: it goes on; it is finished; it ended before its last round did; or another machine
+began it, and whether it still runs cannot be seen from this one."""
+STATES: Mapping[State, str] = {
+    "running": "running",
+    "finished": "finished",
+    "ended": "ended before its last round",
+    "elsewhere": "not seen from this machine; ask on the other",
+}
+"""The same in people's words."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +132,22 @@ class History:
     tasks: list[SentTask]
     changes: list[StateChange]
     log: list[LogLine]
+
+    @property
+    def state(self) -> State:
+        """Whether the run goes on, is finished, or neither, as far as this machine can see."""
+        if self.is_open:
+            return "running"
+        if self.is_finished:
+            return "finished"
+        said_so = any(line.event == "ended" for line in self.log if self.is_latest(line.at))
+        # A lock is not seen across every shared file system.
+        here = self.owner is None or self.owner.host == socket.gethostname()
+        return "ended" if said_so or here else "elsewhere"
+
+    def is_latest(self, at: float) -> bool:
+        """Whether something happened to the process that has or had the run open last."""
+        return self.owner is None or at >= self.owner.since
 
 
 def merit(accuracy: float | None, loss: float | None) -> tuple[float, float]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shlex
-import socket
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -15,7 +13,7 @@ from rich.text import Text
 
 from fl.config import Federation
 from fl.config_files import read_federation
-from fl.history import EvaluatedModel, History, Owner, StateChange, read_history
+from fl.history import STATES, EvaluatedModel, History, Owner, State, StateChange, read_history
 
 ERRORS = 5
 """How many of the last errors are told."""
@@ -61,8 +59,7 @@ class Status:
 
     Attributes:
         run: Its folder.
-        state: `running`; `finished`; `ended`, before its last round did; or `elsewhere`: another
-            machine began it, and whether it still runs cannot be seen from this one.
+        state: Whether it goes on.
         owner: The process that has or had it open last.
         round: The latest that was begun, 0 before the first.
         rounds: How many there are to be.
@@ -79,7 +76,7 @@ class Status:
     """
 
     run: str
-    state: Literal["running", "finished", "ended", "elsewhere"]
+    state: State
     owner: Owner | None
     round: int
     rounds: int
@@ -109,7 +106,7 @@ def status(folder: Path) -> Status:
     """
     history = read_history(folder)
     configs = (federation := read_federation(folder / "config.yaml")).server_configs
-    state, sites = _state(history), _sites(history, federation)
+    state, sites = history.state, _sites(history, federation)
     begun = _begun(history)
     last = history.rounds[-1] if history.rounds else None
     done = last.round if last else 0
@@ -144,7 +141,7 @@ def show(status: Status, now: float) -> RenderableType:
         What rich can print.
     """
     lines = [
-        f"{status.run}: {_STATES[status.state]}",
+        f"{status.run}: {STATES[status.state]}",
         *([_by(status.owner, now)] if status.owner else []),
         _done(status),
         *([_at_sites(status.at_sites)] if status.at_sites else []),
@@ -174,36 +171,12 @@ class _Begun:
     at: float
 
 
-_STATES = {
-    "running": "running",
-    "finished": "finished",
-    "ended": "ended before its last round",
-    "elsewhere": "not seen from this machine; ask on the other",
-}
-
-
-def _state(history: History) -> Literal["running", "finished", "ended", "elsewhere"]:
-    if history.is_open:
-        return "running"
-    if history.is_finished:
-        return "finished"
-    said_so = any(line.event == "ended" for line in history.log if _is_latest(history, line.at))
-    # A lock is not seen across every shared file system.
-    here = history.owner is None or history.owner.host == socket.gethostname()
-    return "ended" if said_so or here else "elsewhere"
-
-
-def _is_latest(history: History, at: float) -> bool:
-    """Whether something happened to the process that has or had the run open last."""
-    return history.owner is None or at >= history.owner.since
-
-
 def _begun(history: History) -> _Begun | None:
     """The last round that this process began."""
     begun = [
         _Begun(line.round, line.at)
         for line in history.log
-        if line.event == "started" and line.round is not None and _is_latest(history, line.at)
+        if line.event == "started" and line.round is not None and history.is_latest(line.at)
     ]
     return begun[-1] if begun else None
 
@@ -211,7 +184,7 @@ def _begun(history: History) -> _Begun | None:
 def _sites(history: History, federation: Federation) -> list[SiteStatus]:
     """Every site's last change; one of an earlier process says nothing of this one's tasks."""
     latest = {
-        change.client_id: change for change in history.changes if _is_latest(history, change.at)
+        change.client_id: change for change in history.changes if history.is_latest(change.at)
     }
     return [_site(client.client_id, latest.get(client.client_id)) for client in federation.clients]
 

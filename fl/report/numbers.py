@@ -7,17 +7,25 @@ import csv
 import io
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from fl.config import Client, Federation
+from fl.config import Federation
 from fl.config_files import read_federation
 from fl.errors import FederationError
-from fl.history import EndedRound, EvaluatedModel, History, merit, read_history
+from fl.history import (
+    STATES,
+    EndedRound,
+    EvaluatedModel,
+    History,
+    SentTask,
+    merit,
+    read_history,
+)
 from fl.server.events import UpdateReceived
 from fl.transport import WAYS
 
@@ -117,10 +125,8 @@ class Run:
 
     @property
     def state(self) -> str:
-        """Whether it goes on, is finished, or neither."""
-        if self.history.is_finished:
-            return "finished"
-        return "running" if self.history.is_open else "ended before its last round"
+        """Whether it goes on, is finished, or neither, in words."""
+        return STATES[self.history.state]
 
     @property
     def ways(self) -> dict[str, list[SiteTotals]]:
@@ -172,13 +178,16 @@ def read_run(folder: Path) -> Run:
     history = read_history(folder)
     federation = read_federation(folder / "config.yaml")
     missing = _missing(history)
+    tasks, absent = _by_site(history.tasks), _by_site(missing)
+    updates = _by_site(update for ended in history.rounds for update in ended.updates)
+    names = [client.client_id for client in federation.clients]
     return Run(
         name=folder.resolve().name,
         history=history,
         rounds=federation.server_configs.num_global_epochs,
         settings=_settings(federation),
         versions=_versions(folder / "versions.json"),
-        sites=[_site(client, history, missing) for client in federation.clients],
+        sites=[_site(name, tasks[name], updates[name], absent[name]) for name in names],
         missing=missing,
     )
 
@@ -350,17 +359,25 @@ def _round_at(at: float, history: History, ends: list[float]) -> int:
     return history.rounds[-1].round + 1 if history.rounds else 1
 
 
-def _site(client: Client, history: History, missing: list[Missing]) -> SiteTotals:
-    name = client.client_id
-    tasks = [task for task in history.tasks if task.client_id == name]
-    updates = [
-        update for ended in history.rounds for update in ended.updates if update.client_id == name
-    ]
+Sited = TypeVar("Sited", SentTask, UpdateReceived, Missing)
+
+
+def _by_site(found: Iterable[Sited]) -> defaultdict[str, list[Sited]]:
+    """What there is of each site, in its order."""
+    sites: defaultdict[str, list[Sited]] = defaultdict(list)
+    for one in found:
+        sites[one.client_id].append(one)
+    return sites
+
+
+def _site(
+    name: str, tasks: list[SentTask], updates: list[UpdateReceived], absent: list[Missing]
+) -> SiteTotals:
     return SiteTotals(
         client_id=name,
         way=_way(tasks[-1].model) if tasks else "-",
         updates=len(updates),
-        missing=Counter(m.kind for m in missing if m.client_id == name),
+        missing=Counter(missing.kind for missing in absent),
         bytes_down=sum(task.size for task in tasks),
         bytes_up=sum(update.size for update in updates),
         seconds=_mean_seconds(updates),

@@ -23,6 +23,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from rich.filesize import decimal
 
 from fl import __version__
 from fl.errors import FederationError
@@ -229,14 +230,6 @@ def _number(value: float | None) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.4g}"
 
 
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.4g} GB"
-
-
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -262,13 +255,13 @@ def _ways(run: Run) -> str:
     for way, sites in run.ways.items():
         down, up = sum(s.bytes_down for s in sites), sum(s.bytes_up for s in sites)
         names = "" if len(run.ways) == 1 else f" ({', '.join(site.client_id for site in sites)})"
-        told.append(f"{way[0].upper()}{way[1:]}{names}: {_bytes(down)} down, {_bytes(up)} up.")
+        told.append(f"{way[0].upper()}{way[1:]}{names}: {decimal(down)} down, {decimal(up)} up.")
     return " ".join(told)
 
 
 FILTERS: dict[str, Callable[..., str]] = {
     "number": _number,
-    "bytes": _bytes,
+    "bytes": decimal,
     "duration": _duration,
     "moment": _moment,
     "metric_name": _metric_name,

@@ -3,12 +3,15 @@
 import csv
 import dataclasses
 import io
+import json
 import math
 import re
 from concurrent.futures import Future
 
 import pytest
 
+from fl.history import read_history
+from fl.report import numbers
 from fl.report.numbers import (
     PHASES,
     SERVER,
@@ -40,6 +43,40 @@ def test_the_way_that_models_travel(run):
     run.record.sent(task, None, Ref("proxystore", {"key": "k"}, 1000, "0" * 64))
     assert read_run(run.folder).sites[0].way == "by ProxyStore"
     assert read_run(run.folder).sites[0].bytes_down == 2000
+
+
+class Counted(list):
+    """A list that knows how often it was walked through."""
+
+    walks = 0
+
+    def __iter__(self):
+        self.walks += 1
+        return super().__iter__()
+
+
+def walks(monkeypatch, runs, sites):
+    """How often a run's journal and rounds are walked through to read it."""
+    run = Run([f"site-{number}" for number in range(sites)], runs)
+    run.play(1)
+    run.close()
+    read = []
+
+    def counted(folder):
+        history = read_history(folder)
+        rounds = [dataclasses.replace(e, updates=Counted(e.updates)) for e in history.rounds]
+        counting = dataclasses.replace(history, tasks=Counted(history.tasks), rounds=rounds)
+        read.append(counting)
+        return counting
+
+    monkeypatch.setattr(numbers, "read_history", counted)
+    assert [site.updates for site in read_run(run.folder).sites] == [1] * sites
+    return read[0].tasks.walks, read[0].rounds[0].updates.walks
+
+
+def test_a_run_of_many_sites_is_walked_through_no_more_often(tmp_path, monkeypatch):
+    few = walks(monkeypatch, tmp_path / "few", 2)
+    assert walks(monkeypatch, tmp_path / "many", 20) == few
 
 
 def rows(table):
@@ -139,6 +176,14 @@ def test_a_run_is_read_while_it_goes_on(run):
     found = read_run(run.folder)
     assert found.state == "running"
     assert [missing.round for missing in found.missing] == [2]
+
+
+def test_a_run_that_may_go_on_elsewhere_is_not_called_ended(run):
+    run.close()
+    assert read_run(run.folder).state == "ended before its last round"
+    owner = json.loads((run.folder / "lock").read_text())
+    (run.folder / "lock").write_text(json.dumps({**owner, "host": "login2"}))
+    assert read_run(run.folder).state == "not seen from this machine; ask on the other"
 
 
 def test_of_equal_accuracies_the_lowest_loss_is_the_best(run):

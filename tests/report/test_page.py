@@ -185,12 +185,12 @@ def test_bytes_are_in_a_unit_that_fits(size, unit):
 
 def test_bytes_by_way(made):
     run = made(rounds=1)
-    assert "Inside the request: 2 kB down, 2 kB up." in page_of(run)
+    assert "Inside the request: 2.0 kB down, 2.0 kB up." in page_of(run)
     task = Task("a", 1, 2, "a.2", 0.0, Future())
-    run.record.sent(task, None, Ref("proxystore", {"key": "k"}, 5000, "0" * 64))
+    run.record.sent(task, None, Ref("proxystore", {"key": "k"}, 999_000, "0" * 64))
     text = page_of(run)
-    assert "By ProxyStore (a): 6 kB down, 1 kB up." in text
-    assert "Inside the request (b): 1 kB down, 1 kB up." in text
+    assert "By ProxyStore (a): 1.0 MB down, 1.0 kB up." in text
+    assert "Inside the request (b): 1.0 kB down, 1.0 kB up." in text
 
 
 def test_an_experiments_own_metric_is_drawn(made):
