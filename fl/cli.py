@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
 import click
-from rich.console import Console
 
 from fl import __version__
 from fl.config_files import Files
+from fl.console import Output
 from fl.errors import INTERRUPTED, FederationError
 from fl.sandbox.cli import sandbox
 from fl.starter import FORMATS, write_starter
@@ -126,14 +126,14 @@ def run_main(files: Files | None, resume: Path | None, dry_run: bool) -> None:
     from fl import run  # torch takes seconds to import: not for --help
 
     if resume is not None:
-        outcome = run.resume(resume, Console())
+        outcome = run.resume(resume, Output())
     elif files is not None and dry_run:
         from fl import plan
 
-        plan.show(plan.plan(files), Console())
+        plan.show(plan.plan(files), Output())
         return
     elif files is not None:
-        outcome = run.run(files, Console())
+        outcome = run.run(files, Output())
     click.echo(f"model: {outcome.model}" if outcome.model else f"stopped: {outcome.folder}")
     if outcome.accuracy is not None:
         click.echo(f"test accuracy: {outcome.accuracy:.4f}")
@@ -212,7 +212,7 @@ def _show(checks: Iterable[Check], as_json: bool) -> None:
         found = list(checks)
         click.echo(json.dumps([asdict(check) for check in found]))
     else:
-        found = show(checks, Console(highlight=False))
+        found = show(checks, Output(highlight=False))
     sys.exit(0 if all(check.ok for check in found) else 1)
 
 
@@ -259,7 +259,7 @@ def show_audit(file: Path, last: int) -> None:
     from fl.audit_table import read_tasks, show
 
     tasks = read_tasks(file)
-    Console().print(show(tasks[-last:]))
+    Output().print(show(tasks[-last:]))
     click.echo(f"{len(tasks)} tasks in all; whether a line was changed, fl audit verify says")
 
 
@@ -280,7 +280,7 @@ def status(folder: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(found)))
     else:
-        Console().print(show(found, time.time()))
+        Output().print(show(found, time.time()), crop=False)
 
 
 @main.command()

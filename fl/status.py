@@ -138,7 +138,8 @@ def show(status: Status, now: float) -> RenderableType:
         now: Unix seconds.
 
     Returns:
-        What rich can print.
+        What rich can print, with `crop=False`: lines outside the table are broken by a terminal
+        alone, so that a command in them can be copied.
     """
     lines = [
         f"{status.run}: {STATES[status.state]}",
@@ -160,7 +161,7 @@ def show(status: Status, now: float) -> RenderableType:
     after = ["", "last errors:" if errors else "no errors", *errors]
     if status.resume:
         after += ["", f"to go on with it: {status.resume}"]
-    return Group(*map(plain, [*lines, ""]), table, *map(plain, after))
+    return Group(*map(_line, [*lines, ""]), table, *map(_line, after))
 
 
 @dataclass(frozen=True)
@@ -270,4 +271,12 @@ def plain(text: str) -> Text:
     Args:
         text: The text.
     """
-    return Text("".join(char if char.isprintable() else " " for char in text), overflow="fold")
+    return Text(_printable(text), overflow="fold")
+
+
+def _line(text: str) -> Text:
+    return Text(_printable(text), no_wrap=True, overflow="ignore")
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in text)

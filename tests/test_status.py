@@ -1,6 +1,7 @@
 """`fl status`: what a run's folder says while it goes on, and after a crash."""
 
 import errno
+import io
 import json
 import os
 import shlex
@@ -11,11 +12,12 @@ import pytest
 from click.testing import CliRunner
 
 from fl.cli import main
+from fl.console import Output
 from fl.errors import FederationError
 from fl.history import find_run
 from fl.record import Record
 from fl.server.events import SiteChanged, Warned
-from fl.status import status
+from fl.status import show, status
 from tests.recorded import Run
 from tests.test_resume import ENVIRONMENT, begin, wait_for
 from tests.test_run import FL_RUN, files
@@ -152,6 +154,15 @@ def test_what_a_site_says_moves_no_cursor(run):
     assert "\x1b" not in said
     assert "\x07" not in said
     assert "[bold]no markup" in said
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_command_that_goes_on_can_be_copied(tmp_path, terminal):
+    run = Run(["a"], tmp_path / ("x" * 90))
+    run.close()
+    console = Output(file=io.StringIO(), force_terminal=terminal, width=80)
+    console.print(show(status(run.folder), 0.0), crop=False)
+    assert f"to go on with it: fl-run --resume {run.folder}" in console.file.getvalue().split("\n")
 
 
 def test_half_a_character_hides_no_round(run):

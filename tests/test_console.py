@@ -1,0 +1,71 @@
+"""Where commands print, and what becomes of a run when that is lost."""
+
+import io
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from rich.table import Table
+
+from fl.console import Output
+from fl.progress import Progress
+from fl.server.events import Warned
+from tests.test_resume import ENVIRONMENT, rounds
+from tests.test_run import FL_RUN, files
+
+__all__ = ["files"]  # a fixture
+
+
+def closed_pipe():
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w")
+
+
+def full_disk():
+    return Path("/dev/full").open("w")
+
+
+@pytest.mark.parametrize("lost", [closed_pipe, full_disk])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_is_lost_is_written_to_no_more(lost, terminal):
+    with lost() as file:
+        output = Output(file=file, force_terminal=terminal)
+        with Progress(1, ["a"], output) as progress:
+            progress(Warned("one"))
+            progress(Warned("two"))
+    assert output.quiet
+
+
+@pytest.mark.parametrize("lost", [closed_pipe, full_disk])
+def test_a_run_that_nobody_reads_any_more_goes_on(files, lost):
+    folder = files()
+    described = ["--server", folder / "server.yaml", "--clients", folder / "clients.yaml"]
+    with lost() as output:
+        done = subprocess.run(
+            [FL_RUN, *described],
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+            timeout=120,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert rounds(folder) == [1, 2]
+
+
+def test_colons_are_no_emoji():
+    output = Output(file=io.StringIO())
+    output.print("/data/:cat:/runs", markup=False)
+    assert output.file.getvalue() == "/data/:cat:/runs\n"
+
+
+def test_what_is_no_terminal_gets_whole_lines(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    output = Output(file=io.StringIO())
+    table = Table(box=None, show_header=False)
+    table.add_row("x" * 200)
+    output.print(table)
+    assert len(output.file.getvalue().splitlines()) == 1
