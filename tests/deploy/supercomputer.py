@@ -9,10 +9,8 @@ from typing import Any
 
 import yaml
 
-from tests.conftest import BIN, TOP
+from tests.conftest import BIN, CALL_SECONDS, TOP
 from tests.deploy.slurm_cluster import ACCOUNT, LOGIN, PROXY, PROXY_PORT, USER, Cluster
-
-PLAY_SECONDS = 280.0
 
 
 class Supercomputer:
@@ -113,7 +111,7 @@ class Supercomputer:
             "FL_SANDBOX_DIR": str(self.outside / "sandbox"),
             "ANSIBLE_NOCOLOR": "1",
         }
-        return self.cluster.wan.run(*words, env=environment, cwd=cwd, seconds=PLAY_SECONDS)
+        return self.cluster.wan.run(*words, env=environment, cwd=cwd, seconds=CALL_SECONDS)
 
     def must(self, *words: str) -> str:
         """Run a command at wan that has to succeed."""
