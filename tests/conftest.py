@@ -147,6 +147,17 @@ def pytest_configure() -> None:
     take_sigterm_as_ctrl_c()
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one line which files have what was not tested, and why."""
+    files: dict[str, set[str]] = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        files.setdefault(reason, set()).add(report.nodeid.partition("::")[0])
+    if files:
+        told = (f"{', '.join(sorted(names))} ({reason})" for reason, names in files.items())
+        terminalreporter.write_line(f"NOT TESTED: {'; '.join(told)}")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of the deployed federation last: it holds Globus's one port to the session's end."""
     items.sort(key=_needs_the_federation)

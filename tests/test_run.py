@@ -17,7 +17,6 @@ from tests.transport import nginx
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FL_RUN = Path(sys.executable).with_name("fl-run")
-NO_HUB = nginx.missing()
 
 
 @pytest.fixture
@@ -185,8 +184,8 @@ def test_narrow_updates_go_through_a_bucket_that_only_the_server_has_keys_of(fil
     assert "Uploads" not in client.list_multipart_uploads(Bucket="models")
 
 
-@pytest.mark.skipif(bool(NO_HUB), reason=f"the hub needs nginx: {NO_HUB}")
 def test_models_go_through_a_hub_that_only_the_server_can_sign_for(files, tmp_path):
+    nginx.need()
     hub = nginx.Hub(tmp_path / "hub")
     configs = hub.configs.model_dump()
 

@@ -93,7 +93,7 @@ def tracked(tmp_path, monkeypatch):
 def of_another_environment(package):
     """A package that this environment leaves out: see pyproject.toml."""
     return pytest.importorskip(
-        package, reason=f"NOT TESTED: {package} is not installed here, pip install {package}"
+        package, reason=f"{package} is not installed here, pip install {package}"
     )
 
 

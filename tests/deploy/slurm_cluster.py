@@ -8,17 +8,14 @@ cloud runs. One account, `ada`, has a shell on login and compute nodes. The fold
 file system.
 """
 
-import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-
-import psutil
 
 from tests.deploy.namespaces import Machine, MachineError
 
@@ -108,47 +105,6 @@ PidFile none
 MaxStartups 100
 Subsystem sftp internal-sftp
 """
-
-
-def missing_packages(packages: Mapping[str, str] = PACKAGES) -> list[str]:
-    """Debian packages that are not installed, of programs and what they are packed in."""
-    where = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-    return [package for name, package in packages.items() if not shutil.which(name, path=where)]
-
-
-def install_packages(packages: Mapping[str, str] = PACKAGES) -> str:
-    """Install what is missing; answers with why not, in one line, or nothing."""
-    missing = missing_packages(packages)
-    if not missing:
-        return ""
-    if not shutil.which("apt-get"):
-        return f"{', '.join(missing)} missing, and no apt-get to install them"
-    install = "apt-get update && apt-get install -y --no-install-recommends " + " ".join(missing)
-    done = subprocess.run(
-        [*_machines_own_network(), "sh", "-c", install],
-        env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        return f"apt-get could not install {', '.join(missing)}: {said[-1] if said else ''}"
-    return ""
-
-
-def _machines_own_network() -> list[str]:
-    """What lets a command reach a package mirror: `make test` runs in a network of its own.
-
-    Whoever started that network is a parent of this process, and in the one outside.
-    """
-    here = Path("/proc/self/ns/net").readlink()
-    for parent in psutil.Process().parents():
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{parent.pid}/ns/net").readlink() != here:
-                return ["nsenter", "--target", str(parent.pid), "--net"]
-    return []
 
 
 class Cluster:

@@ -12,13 +12,11 @@ from fl.transport.hub import HubTransport
 from tests.conftest import TOP, sandbox_environment
 from tests.transport import nginx
 
-missing = nginx.missing()
-pytestmark = pytest.mark.skipif(bool(missing), reason=f"the hub needs nginx: {missing}")
-
 
 @pytest.fixture
 def play(tmp_path):
     """Run hub.yml over a server's folder as the plays before it leave it."""
+    nginx.need()
     service = {"client_id": "11111111-2222-4333-8444-555555555555", "environment": {}}
     (tmp_path / "service.json").write_text(json.dumps(service | {"relay": "ws://127.0.0.1:1"}))
     (tmp_path / "client_secret").write_text("hush\n")

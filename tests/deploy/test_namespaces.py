@@ -7,6 +7,7 @@ import time
 import psutil
 import pytest
 
+from tests import packages
 from tests.conftest import TOP
 from tests.deploy import namespaces, slurm_cluster
 from tests.deploy.namespaces import Machine, MachineError
@@ -24,7 +25,7 @@ time.sleep(600)
 
 @pytest.fixture(autouse=True)
 def _possible():
-    if reason := namespaces.refusal() or slurm_cluster.install_packages():
+    if reason := namespaces.refusal() or packages.install(slurm_cluster.PACKAGES):
         pytest.skip(f"no machines of namespaces here: {reason}")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import packages
 from tests.deploy import namespaces, slurm_cluster
 from tests.deploy.slurm_cluster import LOGIN, NODES, PROXY, PROXY_PORT, USER, WAN
 from tests.deploy.supercomputer import Supercomputer
@@ -31,7 +32,7 @@ DIRECTLY = "curl --silent --max-time 3 --noproxy *"
 @pytest.fixture(scope="module")
 def hpc() -> Iterator[Supercomputer]:
     """The cluster, with the sandbox outside; nothing is deployed yet."""
-    reason = namespaces.refusal() or slurm_cluster.install_packages()
+    reason = namespaces.refusal() or packages.install(slurm_cluster.PACKAGES)
     if reason:
         pytest.skip(f"no cluster of namespaces here: {reason}")
     made = Supercomputer()

@@ -10,8 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests import packages
 from tests.conftest import BIN, TOP, sandbox_environment
-from tests.deploy import namespaces, slurm_cluster
+from tests.deploy import namespaces
 from tests.deploy.namespaces import Machine
 from tests.deploy.sleeper import lay_out
 
@@ -109,7 +110,7 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path):
-    reason = namespaces.refusal() or slurm_cluster.install_packages({SYSTEMD: "systemd"})
+    reason = namespaces.refusal() or packages.install({SYSTEMD: "systemd"})
     if reason:
         pytest.skip(f"no systemd on a machine of namespaces here: {reason}")
     made = Site(tmp_path)

@@ -1,4 +1,4 @@
-"""The report in a headless Chromium, spoken to by its DevTools protocol; without one, left out."""
+"""The report in a headless Chromium, spoken to by its DevTools protocol."""
 
 import http.client
 import json
@@ -13,12 +13,9 @@ from websockets.sync.client import connect
 
 from fl.report.numbers import read_run
 from fl.report.page import render
+from tests import packages
 from tests.recorded import Run
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="NOT TESTED: no chromium here, apt-get install chromium"
-)
 SECONDS = 30.0
 DRAWN = "document.querySelectorAll('figure:not(:has(.plot svg))').length === 0"
 # Texts of plots that are cut off at a side, and all that was loaded.
@@ -37,10 +34,10 @@ GROUND = {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 28)"}
 class Browser:
     """A page of a Chromium; `errors` is what its scripts threw."""
 
-    def __init__(self, folder):
+    def __init__(self, program, folder):
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
         self.process = subprocess.Popen(
-            [CHROMIUM, *options, f"--user-data-dir={folder}", "about:blank"],
+            [program, *options, f"--user-data-dir={folder}", "about:blank"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
@@ -104,8 +101,18 @@ def report(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    opened = Browser(tmp_path_factory.mktemp("chromium"))
+def program():
+    """A Chromium by either of the names that distributions give it."""
+    if found := shutil.which("chromium-browser"):
+        return found
+    if reason := packages.install({"chromium": "chromium"}):
+        pytest.skip(f"no report is looked at in a browser: {reason}")
+    return shutil.which("chromium")
+
+
+@pytest.fixture(scope="module")
+def browser(program, tmp_path_factory):
+    opened = Browser(program, tmp_path_factory.mktemp("chromium"))
     yield opened
     opened.close()
 

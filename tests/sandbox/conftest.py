@@ -28,7 +28,7 @@ from fl.sandbox.ports import bind
 from fl.sandbox.serve import Service
 from fl.sandbox.store import Store
 
-from .rabbitmq import RabbitMQ, missing
+from .rabbitmq import RabbitMQ, need
 
 DEADLINE_S = 20.0
 
@@ -45,8 +45,7 @@ def eventually(what: str, condition: Callable[[], Any], deadline_s: float = DEAD
 
 @pytest.fixture(scope="package")
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
-    if missing():
-        pytest.skip(missing())
+    need()
     server = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"))
     try:
         server.start()

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import time
 from pathlib import Path
 
 import pika
+import pytest
+
+from tests import packages
 
 PROGRAM = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 START_S = 90.0
 
 
-def missing() -> str:
-    """What is missing to run a RabbitMQ, in one line, or nothing."""
-    found = PROGRAM.exists() or shutil.which("rabbitmq-server")
-    return (
-        "" if found else "no rabbitmq-server on this machine: the built-in broker is tested alone"
-    )
+def need() -> None:
+    """Skip the test that asks where no RabbitMQ can be run."""
+    if reason := packages.install({"rabbitmq-server": "rabbitmq-server"}):
+        pytest.skip(f"the built-in broker is tested alone: {reason}")
 
 
 def free_port() -> int:

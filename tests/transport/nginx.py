@@ -9,19 +9,21 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
 from jinja2 import Environment, FileSystemLoader
 
 from fl.config import HubConfigs
+from tests import packages
 from tests.conftest import TOP
-from tests.deploy.slurm_cluster import install_packages
 
 START_SECONDS = 15.0
 SEARCH = "/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
 
 
-def missing() -> str:
-    """Why no hub can be run here, in one line, or nothing."""
-    return install_packages({"nginx": "nginx", "openssl": "openssl"})
+def need() -> None:
+    """Skip the test that asks where no hub can be run."""
+    if reason := packages.install({"nginx": "nginx", "openssl": "openssl"}):
+        pytest.skip(f"the hub needs nginx: {reason}")
 
 
 def free_port() -> int:

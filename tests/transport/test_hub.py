@@ -18,12 +18,10 @@ from tests.transport.proof import prove
 
 PART = 1 << 16
 
-missing = nginx.missing()
-pytestmark = pytest.mark.skipif(bool(missing), reason=f"the hub needs nginx: {missing}")
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
+    nginx.need()
     started = nginx.Hub(tmp_path_factory.mktemp("hub"))
     try:
         started.start()
