@@ -20,8 +20,22 @@ ENVIRONMENT = {"FL_SITE_CODE": str(EXAMPLES), "PATH": "/usr/bin:/bin", "OMP_NUM_
 KILLS = 10
 
 
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def none_goes_on():
+    """A run has a session of its own, so nothing else ends one that a failed test leaves."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
 def start(*arguments):
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [FL_RUN, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -29,6 +43,8 @@ def start(*arguments):
         env=ENVIRONMENT,
         start_new_session=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def begin(folder):
@@ -154,17 +170,10 @@ def test_ctrl_c_twice_stops_now_and_says_how_to_go_on(files):
 
 def test_a_run_that_goes_on_is_not_resumed_beside_itself(long):
     folder = long(1000)
-    process = begin(folder)
-    try:
-        wait_for(lambda: list((folder / "runs").glob("*/metrics.jsonl")))
-        (run,) = (folder / "runs").iterdir()
-        second = start("--resume", run)
-        output, _ = second.communicate(timeout=60)
-        assert second.returncode == 1
-        assert "this run is still going on" in output
-    finally:
-        process.kill()
-        process.communicate()
+    begin(folder)
+    wait_for(lambda: list((folder / "runs").glob("*/metrics.jsonl")))
+    (run,) = (folder / "runs").iterdir()
+    assert "this run is still going on" in finish(start("--resume", run), code=1)
 
 
 def test_a_killed_local_worker_is_replaced_and_its_task_sent_again(files):

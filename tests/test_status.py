@@ -19,10 +19,10 @@ from fl.record import Record
 from fl.server.events import SiteChanged, Warned
 from fl.status import show, status
 from tests.recorded import Run
-from tests.test_resume import ENVIRONMENT, begin, wait_for
+from tests.test_resume import ENVIRONMENT, begin, none_goes_on, wait_for
 from tests.test_run import FL_RUN, files
 
-__all__ = ["files"]  # a fixture
+__all__ = ["files", "none_goes_on"]  # fixtures
 
 
 @pytest.fixture

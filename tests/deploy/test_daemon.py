@@ -28,6 +28,7 @@ from tests.conftest import TOP
 from tests.deploy import namespaces
 
 UUID = "a6dbf2d2-847a-427d-ae48-5c39d95436ad"
+OTHER = "8578b678-2e80-4b4e-abfb-f85ad9f7fa00"
 # Answers GET /endpoint with its id, and has a child, as endpoints have.
 ENDPOINT = """
 import http.server, json, subprocess, sys
@@ -158,13 +159,27 @@ class Site:
                 continue
         return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
 
+    def end(self) -> None:
+        """Whatever the test left."""
+        for process in self.processes():
+            process.kill()
+
 
 @pytest.fixture
 def site(tmp_path):
     made = Site(tmp_path)
     yield made
-    for process in made.processes():
-        process.kill()
+    made.end()
+
+
+@pytest.fixture
+def other(site, tmp_path_factory):
+    """Another site, whose endpoint has the same port and an id of its own."""
+    made = Site(tmp_path_factory.mktemp("other"))
+    made.port = site.port
+    made.define(command=[sys.executable, str(made.endpoint), str(made.port), OTHER], uuid=OTHER)
+    yield made
+    made.end()
 
 
 def say(site: Site, line: str) -> None:
@@ -501,17 +516,10 @@ def test_the_other_login_node_neither_believes_nor_ends_it(site):
     assert site.call("status")["pid"] == running
 
 
-def test_a_port_taken_by_another_endpoint_is_named_with_the_remedy(site, tmp_path_factory):
-    other = Site(tmp_path_factory.mktemp("other"))
-    other.port = site.port
-    other_id = "8578b678-2e80-4b4e-abfb-f85ad9f7fa00"
-    other.define(
-        command=[sys.executable, str(other.endpoint), str(site.port), other_id], uuid=other_id
-    )
+def test_a_port_taken_by_another_endpoint_is_named_with_the_remedy(site, other):
     other.call("ensure")
     line = site.refusal()
-    other.call("stop")
-    assert f"port {site.port} on 127.0.0.1 is in use by ProxyStore endpoint {other_id}" in line
+    assert f"port {site.port} on 127.0.0.1 is in use by ProxyStore endpoint {OTHER}" in line
     assert "set fl_proxystore_port of site-a to a free port" in line
 
 

@@ -16,6 +16,7 @@ import requests
 from proxystore.p2p.relay.client import RelayClient
 from websockets.exceptions import InvalidStatus
 
+from examples import leftovers
 from tests.conftest import BIN, TOP, sandbox_environment
 from tests.transport.nginx import certify, free_port
 
@@ -88,9 +89,18 @@ class Deployment:
         return self.play(*arguments, "playbooks/relay.yml", "playbooks/proxystore.yml")
 
     def stop(self) -> None:
-        for name, daemon in (("home", "relay"), ("home", "proxystore"), ("site-a", "proxystore")):
-            if (self.folder / name / "daemons" / f"{daemon}.json").exists():
-                self.call(name, "bin/daemon", "stop", daemon)
+        """Stop every daemon that is there, and see that nothing of them is left."""
+        daemons = (("home", "relay"), ("home", "proxystore"), ("site-a", "proxystore"))
+        stopped = [
+            self.call(name, "bin/daemon", "stop", daemon)
+            for name, daemon in daemons
+            if (self.folder / name / "daemons" / f"{daemon}.json").exists()
+        ]
+        left = leftovers.processes(self.folder)
+        for process in left:
+            process.kill()
+        assert [done.stderr for done in stopped if done.returncode] == []
+        assert left == []
 
     def call(self, site: str, program: str, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a program of a site's, as its daemons run."""
