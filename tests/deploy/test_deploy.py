@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import socket
-from datetime import datetime
 from pathlib import Path
 
 import psutil
@@ -35,7 +33,8 @@ def spare(federation):
         )
 
     yield play
-    play("teardown")
+    if (federation.dir / "spare" / "site-a").exists():
+        play("teardown")
 
 
 def secret(federation):
@@ -45,6 +44,8 @@ def secret(federation):
 def test_a_second_run_changes_nothing(federation):
     done = federation.play("deploy.yml", "--diff")
     assert re.findall(r"changed=(\d+)", done.stdout) == ["0", "0", "0"]
+    assert done.stdout.count(" ok ") == 16  # the last play's, of health
+    assert "FAILED" not in done.stdout
     assert secret(federation) not in done.stdout + done.stderr
 
 
@@ -77,29 +78,13 @@ def test_every_operation_can_be_checked_and_a_check_changes_nothing(federation):
         assert psutil.pid_exists(json.loads(record.read_text())["pid"])
 
 
-@pytest.mark.parametrize("of", ["home", OWN])
-def test_a_secret_is_in_one_file_a_site_and_nowhere_else(federation, of):
-    """In no command line, no log, no file but credentials.env, and in no worker's environment.
-
-    That of one site's own client stands there, and at the server.
-    """
-    hidden = federation.credentials_of(of)["GLOBUS_COMPUTE_CLIENT_SECRET"].encode()
-    for process in leftovers.processes(federation.dir):
-        assert hidden.decode() not in " ".join(process.cmdline())
-        if "worker_pool" in " ".join(process.cmdline()):
-            assert hidden.decode() not in process.environ().values()
-    holders = {
-        file.relative_to(federation.dir)
-        for site in ("home", "site-a", "site-b")
-        for file in (federation.dir / site).rglob("*")
-        if file.is_file() and "site-packages" not in file.parts and hidden in file.read_bytes()
-    }
-    shared = {Path(site, "secrets/credentials.env") for site in ("home", "site-a")}
-    own = {Path(OWN, "secrets/credentials.env"), Path("home/secrets/clients", f"{OWN}.env")}
-    assert holders == (own if of == OWN else shared)
-    for holder in holders:
-        assert (federation.dir / holder).stat().st_mode & 0o777 == 0o600
-        assert (federation.dir / holder).parent.stat().st_mode & 0o777 == 0o700
+def test_a_files_secret_is_its_owners_alone(federation):
+    """Which files have one, `end_to_end/test_secrecy.py` sees."""
+    names = [f"{site}/secrets/credentials.env" for site in ("home", "site-a", OWN)]
+    for name in (*names, f"home/secrets/clients/{OWN}.env"):
+        file = federation.dir / name
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert file.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_the_two_files_say_where_everything_is(federation):
@@ -119,10 +104,6 @@ def test_the_two_files_say_where_everything_is(federation):
 
 
 def test_health_names_the_endpoint_that_is_down_and_deploying_mends_it(federation):
-    healthy = federation.play("playbooks/health.yml").stdout
-    assert healthy.count(" ok ") == 16
-    assert "FAILED" not in healthy
-
     (endpoint,) = [
         process
         for process in leftovers.processes(federation.dir / "site-b")
@@ -137,7 +118,7 @@ def test_health_names_the_endpoint_that_is_down_and_deploying_mends_it(federatio
     assert re.search(r"site-a +proxystore +ok", sick.stdout)
     assert "playbooks/proxystore.yml" in sick.stdout
 
-    federation.play("playbooks/proxystore.yml")
+    federation.play("playbooks/proxystore.yml", "--limit", "site-b")
     federation.play("playbooks/health.yml")
 
 
@@ -178,38 +159,6 @@ def test_faults_that_a_deployment_names_and_a_teardown_that_keeps_the_logs(feder
     again = spare("teardown")
     assert re.findall(r"changed=(\d+)", again.stdout) == ["0"]
     assert federation.server_yaml.exists()
-
-
-def test_a_second_operator_is_told_who_is_at_work(federation):
-    """Another's run, or this machine's own that still goes on, has the site; a dead one has not."""
-    lock = federation.dir / "site-a" / "lock"
-    machine, here = socket.gethostname(), psutil.Process()
-    since = datetime.fromtimestamp(here.create_time()).isoformat(" ", "seconds")
-    for holder, free in (
-        ("ann@elsewhere process 1 since 2026-01-01 09:00:00", False),
-        (f"bob@{machine} process {here.pid} since {since}", False),
-        (f"bob@{machine} process {here.pid} since 2026-01-01 09:00:00", True),
-    ):
-        lock.write_text(f"{holder}\n")
-        done = federation.play("playbooks/credentials.yml", "--limit", "site-a", check=False)
-        assert (done.returncode == 0) is free, done.stdout
-        assert (f"site-a is being changed by {holder}" in " ".join(done.stdout.split())) is not free
-        assert lock.exists() is not free
-        lock.unlink(missing_ok=True)
-
-
-def test_an_existing_environment_that_is_not_there(federation):
-    done = federation.play(
-        "playbooks/environment.yml",
-        "--limit",
-        "site-a",
-        check=False,
-        fl_site_dir="{{ fl_sandbox_dir }}/never/{{ inventory_hostname }}",
-        fl_environment_kind="existing",
-        fl_environment_prefix="/nowhere",
-    )
-    assert done.returncode == 2
-    assert "no Python at /nowhere/bin/python" in done.stdout
 
 
 def test_the_wheel_of_unchanged_code_is_unchanged(federation):

@@ -25,7 +25,7 @@ def play(tmp_path):
     )
     python.chmod(0o755)
 
-    def _play(**versions: str) -> subprocess.CompletedProcess[str]:
+    def _play(check: bool = True, **versions: str) -> subprocess.CompletedProcess[str]:
         variables = {
             "ansible_python_interpreter": sys.executable,
             "fl_client_id": "11111111-2222-4333-8444-555555555555",
@@ -45,7 +45,7 @@ def play(tmp_path):
             check=False,
             timeout=200,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == 0 or not check, done.stdout + done.stderr
         return done
 
     return _play
@@ -59,6 +59,13 @@ def test_its_versions_are_written_down_for_the_daemons_to_be_restarted(play, tmp
     newer = VERSIONS | {"parsl": "2026.2.1"}
     assert re.findall(r"changed=(\d+)", play(**newer).stdout) == ["1"]
     assert json.loads(written.read_text()) == newer
+
+
+def test_one_that_is_not_there_is_named(play, tmp_path):
+    (tmp_path / "env/bin/python").unlink()
+    done = play(check=False)
+    assert done.returncode == 2
+    assert f"no Python at {tmp_path}/env/bin/python" in " ".join(done.stdout.split())
 
 
 def test_a_folder_that_was_there_before_becomes_its_owner_s_alone(play, tmp_path):

@@ -5,7 +5,9 @@ import os
 import socket
 import subprocess
 import sys
+from datetime import datetime
 
+import psutil
 import pytest
 
 from tests.conftest import BIN, TOP
@@ -59,6 +61,23 @@ def test_an_alias_that_leads_to_another_login_node_is_refused_before_anything(
     assert [path.name for path in (tmp_path / "site").iterdir()] == ["daemons"]
     record.write_text(json.dumps({"host": socket.gethostname(), "pid": 1}) + "\n")
     assert play(PLAY, *words).returncode == 0
+
+
+def test_a_second_operator_is_told_who_is_at_work(play, tmp_path):
+    """Another's run, or this machine's own that still goes on, has the site; a dead one has not."""
+    lock = tmp_path / "site" / "lock"
+    machine, here = socket.gethostname(), psutil.Process()
+    since = datetime.fromtimestamp(here.create_time()).isoformat(" ", "seconds")
+    for holder, free in (
+        ("ann@elsewhere process 1 since 2026-01-01 09:00:00", False),
+        (f"bob@{machine} process {here.pid} since {since}", False),
+        (f"bob@{machine} process {here.pid} since 2026-01-01 09:00:00", True),
+    ):
+        lock.write_text(f"{holder}\n")
+        done = play(PLAY)
+        assert (done.returncode == 0) is free, done.stdout
+        assert (f"home is being changed by {holder}" in " ".join(done.stdout.split())) is not free
+        assert lock.exists() is not free
 
 
 def test_an_empty_lock_of_a_full_disk_is_nobodys(play, tmp_path):
