@@ -56,8 +56,9 @@ class Supercomputer:
             "fl_proxystore_ice_servers": [],
             "fl_compute_amqp_port": 0,
         }
-        self.write_down(**everybody)
         groups = self.inventory / "group_vars"
+        known = yaml.safe_load((groups / "all.yml").read_text())
+        (groups / "all.yml").write_text(yaml.safe_dump(known | everybody))
         (groups / "cluster.yml").write_text(yaml.safe_dump(self._machine()))
         (self.inventory / "sites.ini").write_text(
             f"[server]\nhome ansible_connection=local fl_site_dir={self.outside}/server\n"
@@ -65,17 +66,6 @@ class Supercomputer:
             f" fl_site_dir={self.cluster.home}/fl\n"
             "[sites:children]\ncluster\n[slurm:children]\ncluster\n"
         )
-
-    def write_down(self, **variables: object) -> None:
-        """Say something in the inventory for all sites."""
-        file = self.inventory / "group_vars" / "all.yml"
-        file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | variables))
-
-    def change_secret(self, secret: str) -> None:
-        """Have the cloud take another secret of the same client, and no longer the old."""
-        self.must("fl", "sandbox", "down")
-        (self.outside / "sandbox" / "client_secret").write_text(f"{secret}\n")
-        self.must("fl", "sandbox", "up")
 
     def _machine(self) -> dict[str, Any]:
         """What group_vars says of this machine, as of any other."""

@@ -143,6 +143,18 @@ def test_where_there_is_no_scrontab_a_line_says_what_that_means(site):
     assert "scrontab cannot be used (scrontab: disabled), so nothing starts the sleeper" in said
 
 
+def test_where_there_is_no_crontab_a_line_says_what_that_means(site, tmp_path):
+    (site.commands / "crontab").unlink()
+    others = tmp_path / "others"
+    others.mkdir()
+    for program in Path("/usr/bin").iterdir():
+        if program.name != "crontab":
+            (others / program.name).symlink_to(program)
+    site.environment["PATH"] = f"{site.commands}:{BIN}:{others}"
+    said = " ".join(site.play("ensure", fl_keep_up="cron").stdout.split())
+    assert "cron cannot be used (no crontab command), so nothing starts the sleeper" in said
+
+
 @pytest.mark.parametrize("kept_by", ["scrontab", "cron"])
 def test_two_sites_of_one_account_leave_each_others_lines(site, tmp_path, kept_by):
     """Their plays run at the same time, and the table is one."""

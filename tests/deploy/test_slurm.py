@@ -3,7 +3,6 @@
 import re
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -99,12 +98,6 @@ def test_deploy_yml_ends_with_a_worker_on_a_compute_node_that_has_the_model(depl
     assert jobs.split() == ["ada", "cpu", "RUNNING", "physics"]
 
 
-def test_a_second_run_changes_nothing(deployed):
-    done = deployed.play("deploy.yml")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.findall(r"changed=(\d+)", done.stdout) == ["0", "0"]
-
-
 def test_cron_brings_the_daemons_back_after_a_reboot_and_once_they_are_killed(deployed):
     """With a real crontab and cron, and with no more in its environment than cron gives."""
     login = deployed.cluster.login
@@ -133,55 +126,25 @@ def test_restarting_leaves_cron_as_it_was(deployed):
     assert crontab(deployed) == lines
 
 
-def test_a_site_without_cron_is_told_what_that_means(deployed):
-    login = deployed.cluster.login
-    login.mount(Path("/dev/null"), "/usr/bin/crontab")
-    try:
-        done = deployed.play("playbooks/proxystore.yml", "--limit", "hpc")
-    finally:
-        login.call("umount", "/usr/bin/crontab")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "nothing starts the proxystore daemon again" in " ".join(done.stdout.split())
-
-
 def test_a_connection_that_a_one_time_password_opens(deployed):
-    """Without one the play says in a line how to open it; through it no key is needed."""
+    """Without one a play says how to open it; through it logs come, and no key is needed."""
     cluster, socket = deployed.cluster, str(deployed.outside / "connection")
     keyless = [
         word for word in cluster.ssh_options if word not in ("-i", f"{cluster.folder}/etc/key")
     ]
     way = {"ansible_control_path": socket, "ansible_ssh_common_args": " ".join(keyless)}
-    shut = deployed.play("playbooks/proxystore.yml", "--limit", "hpc", **way)
+    shut = deployed.play("playbooks/collect-logs.yml", **way)
     assert shut.returncode == 2
     assert f"hpc: no connection to {LOGIN} is open. Open it" in " ".join(shut.stdout.split())
     master = ["-o", "ControlMaster=yes", "-o", f"ControlPath={socket}", "-N", "-f", f"ada@{LOGIN}"]
     deployed.must("ssh", *cluster.ssh_options, *master)
-    through = deployed.play("playbooks/proxystore.yml", "--limit", "hpc", **way)
+    through = deployed.play("playbooks/collect-logs.yml", **way)
     deployed.must("ssh", "-O", "exit", "-o", f"ControlPath={socket}", LOGIN)
     assert through.returncode == 0, through.stdout + through.stderr
-
-
-def test_a_new_secret_reaches_every_site_and_a_wrong_one_none(deployed):
-    held = deployed.cluster.home / "fl/secrets/credentials.env"
-    before = held.read_text()
-    deployed.change_secret("another-secret-of-the-same-client")
-    wrong = deployed.play("playbooks/rotate-credentials.yml")
-    assert wrong.returncode == 2
-    assert "Globus refused the secret (401" in wrong.stdout
-    assert held.read_text() == before
-    deployed.write_down(fl_client_secret="another-secret-of-the-same-client")
-    right = deployed.play("playbooks/rotate-credentials.yml")
-    assert right.returncode == 0, right.stdout + right.stderr
-    assert "another-secret" in held.read_text()
-    assert "another-secret" not in right.stdout
-
-
-def test_logs_are_collected_from_every_site(deployed):
-    assert deployed.play("playbooks/collect-logs.yml").returncode == 0
     for site in ("home", "hpc"):
         archive = deployed.federation_dir / "logs" / f"{site}.tar.gz"
         assert "logs/proxystore.log" in deployed.must("tar", "-tzf", str(archive))
-    assert not (deployed.cluster.home / "fl/logs/collected.tar.gz").exists()
+    assert not (cluster.home / "fl/logs/collected.tar.gz").exists()
 
 
 def test_a_proxy_that_is_left_set_is_what_health_finds(deployed):
@@ -204,20 +167,17 @@ def test_fl_run_trains_through_slurm_and_past_a_proxy_with_a_no_proxy_that_works
 
 
 def test_a_refused_account_in_the_schedulers_words(deployed):
+    """As health says them, and as they end a run."""
     done = deployed.play(
         "playbooks/compute.yml", "playbooks/health.yml", fl_compute_account="chemistry"
     )
     assert done.returncode == 2
     assert "sbatch: error: Batch job submission failed: Invalid account" in worker(done.stdout)
-
-
-def test_a_missing_partition_ends_fl_run_in_the_schedulers_words(deployed):
-    assert deployed.play("playbooks/compute.yml", fl_compute_queue="gone").returncode == 0
     started = time.monotonic()
-    done = deployed.train()
-    assert done.returncode == 1
-    assert "hpc: the task failed at the site: sbatch: error: " in done.stderr
-    assert "Invalid partition name specified" in done.stderr
+    run = deployed.train()
+    assert run.returncode == 1
+    assert "hpc: the task failed at the site: sbatch: error: " in run.stderr
+    assert "Invalid account" in run.stderr
     assert time.monotonic() - started < 150  # its user endpoint may lose a failure in its own end
 
 

@@ -85,10 +85,12 @@ def test_one_sites_secret_is_changed_and_revoked_alone(federation):
     wrong = federation.play(*limited, check=False, fl_client_secret="wrong")
     assert wrong.returncode == 2
     said = " ".join((wrong.stdout + wrong.stderr).split())
+    assert "Globus refused the secret (401" in said
     assert f"Check that fl_client_secret of {OWN} holds the new secret" in said
     assert {site: held(federation, site) for site in SITES} == before
     know_own(federation, new, before[OWN])
-    federation.play(*limited)
+    right = federation.play(*limited)
+    assert new not in right.stdout + right.stderr
     assert {site: held(federation, site) for site in SITES} == before | {OWN: new}
     assert told_by_server(federation) == new
     know_own(federation, "another")
