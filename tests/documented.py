@@ -24,7 +24,7 @@ OWN_DATA = (
     '--set server_configs.data_configs.dataset_kwargs.held_out=0.9"'
 )
 
-RUN = [
+ALONE = [
     ". .venv/bin/activate",
     'eval "$(_FL_RUN_COMPLETE=bash_source fl-run)"',
     'eval "$(_FL_COMPLETE=bash_source fl)"',
@@ -35,6 +35,11 @@ RUN = [
     "# my-experiment/model.py",
     OWN_DATA,
     "fl-run my-experiment $OWN_DATA --set client_configs.train_configs.num_local_epochs=10",
+]
+"""Run by `test_docs.py`, one after the other. What is exported holds for what follows, and a
+comment stands for the file of that name in a page."""
+
+RUN = [
     "fl check federation --quick",
     "fl check federation",
     "fl-run federation --dry-run",
@@ -52,8 +57,7 @@ RUN = [
     "fl audit verify audit.jsonl",
     "fl audit verify audit.jsonl --head 3b0d...",
 ]
-"""Run by `end_to_end/test_docs.py`, one after the other, over the sandbox's two sites. What is
-exported holds for what follows, and a comment stands for the file of that name in a page."""
+"""Run by `end_to_end/test_docs.py` after those, over the sandbox's two sites."""
 
 ELSEWHERE = {
     "fl init my-experiment --model cnn": "test_starter.py",

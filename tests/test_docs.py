@@ -10,14 +10,24 @@ import yaml
 
 from fl.cli import main, run_main
 from tests import documented
-from tests.documented import ELSEWHERE, NOT_HERE, RUN, TOP
+from tests.conftest import BIN, TOP, sandbox_environment
+from tests.documented import ALONE, ELSEWHERE, NOT_HERE, RUN
+from tests.shell import Shell
 
 
 def test_every_command_in_a_block_is_run_or_has_a_reason():
-    listed = [*RUN, *ELSEWHERE, *NOT_HERE]
+    listed = [*ALONE, *RUN, *ELSEWHERE, *NOT_HERE]
     assert documented.commands() - set(listed) == set(), "add them to tests/documented.py"
     assert set(listed) - documented.commands() == set(), "no page has them any more"
     assert len(listed) == len(set(listed))
+
+
+@pytest.mark.timeout(600)  # ten commands, two of which train
+def test_commands_that_need_no_federation_run_as_they_stand(tmp_path):
+    (tmp_path / ".venv").symlink_to(BIN.parent)
+    shell = Shell(tmp_path, sandbox_environment(tmp_path))
+    said = [shell.must(line) for line in ALONE]
+    assert float(said[-1].split("test accuracy:")[1]) > 0.8
 
 
 def test_a_new_command_would_be_seen(tmp_path, monkeypatch):

@@ -1,63 +1,27 @@
-"""The commands of the documentation, as they stand there, over two deployed sites."""
+"""The commands of the documentation, as they stand there, over two deployed sites.
 
-import os
+`ansible-playbook deploy.yml` alone has a stand-in, which runs two of its plays.
+"""
+
 import shutil
-import subprocess
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 import torch
 
 from tests.conftest import BIN, TOP
-from tests.documented import NEEDS_CUDA, RUN, files
+from tests.documented import ALONE, NEEDS_CUDA, RUN
+from tests.shell import Shell
 
 pytestmark = pytest.mark.daemons
 CHECKOUT = ("deploy.yml", "ansible.cfg", "inventory", "playbooks")
 # The session's own deployment, of all plays, stands already: here run those that an experiment
-# concerns, and they write into this folder in place of the real checkout's.
+# concerns, and they write into this folder in place of the real checkout's. No other is named.
 PLAY = f"""#!/bin/bash
-shift  # deploy.yml
+[ "$1" = deploy.yml ] || {{ echo "no stand-in for $1" >&2; exit 2; }}
+shift
 plays="playbooks/environment.yml playbooks/federation.yml"
 exec {BIN}/ansible-playbook $plays "$@" -e fl_federation_dir="$PWD/federation"
 """
-
-
-@dataclass
-class Shell:
-    """A shell in a folder that looks like a checkout with its federation.
-
-    Attributes:
-        here: The folder.
-        environment: Its variables.
-        exported: What lines before said to export.
-    """
-
-    here: Path
-    environment: dict[str, str]
-    exported: list[str] = field(default_factory=list)
-
-    def type(self, line: str) -> subprocess.CompletedProcess[str]:
-        """Type a line."""
-        if line.startswith("export "):
-            self.exported.append(line)
-        return subprocess.run(
-            ["bash", "-c", "\n".join([*self.exported, line])],
-            cwd=self.here,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-        )
-
-    def name_the_runs(self) -> None:
-        """Give two of the runs that came to their end the names that the pages have."""
-        runs = self.here / "runs"
-        ended = sorted(model.parent for model in runs.glob("2*/model.safetensors"))
-        for run, name in zip(ended, ("one", "other"), strict=False):
-            if not os.path.lexists(runs / name):
-                (runs / name).symlink_to(run)
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +37,14 @@ def shell(federation, tmp_path_factory):
     play.write_text(PLAY)
     play.chmod(0o700)
     environment = {k: v for k, v in federation.environment.items() if k != "FL_SITE_CODE"}
-    return Shell(here, environment | {"PATH": f"{play.parent}:{environment['PATH']}"})
+    typed = Shell(here, environment | {"PATH": f"{play.parent}:{environment['PATH']}"})
+    for line in (line for line in ALONE if not line.startswith("fl-run")):
+        typed.must(line)
+    return typed
 
 
 @pytest.mark.parametrize("line", RUN)
 def test_a_documented_command(shell, line):
-    if line.startswith("# "):
-        (shell.here / line.removeprefix("# ")).write_text(files()[line])
-        return
     if "runs/one" in line:
         shell.name_the_runs()
     if "3b0d..." in line:
