@@ -4,7 +4,8 @@
 
 Words choose rows: those whose attack or fault holds one of them; without, all are tried, which
 takes twenty minutes. Defences of one `session` are taken out together, for each session
-deploys a federation of its own. Ends with code 1 where a test passes that should not.
+deploys a federation of its own. Ends with code 1 where a test passes that should not, and
+with 2 where no row holds a word.
 """
 
 import shutil
@@ -41,6 +42,10 @@ PASSES = "DID NOT FAIL WITHOUT IT"
 
 def main(words: list[str]) -> int:
     """Try the rows that hold one of the words; print what each test says without its defence."""
+    unknown = [word for word in words if not any(word in row.against for row in DEFENCES)]
+    if unknown:
+        print(f"no row has: {', '.join(unknown)}", file=sys.stderr)  # noqa: T201  (a script)
+        return 2
     chosen = [row for row in DEFENCES if not words or any(word in row.against for word in words)]
     passing = 0
     for together in sessions(chosen):
