@@ -6,15 +6,14 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.conftest import OWN
-from tests.end_to_end.test_fl_run import fl_run, wait_for
-
-__all__ = ["fl_run"]  # a fixture
+from tests.end_to_end.test_fl_run import FL_RUN, wait_for, write_files
 
 pytestmark = pytest.mark.daemons
 SITES = ("home", "site-a", "site-b")
@@ -83,46 +82,64 @@ def told_by_processes(forms):
     return told
 
 
-def test_the_secret_is_in_nothing_that_a_deployment_and_a_run_leave(federation, fl_run, tmp_path):
-    """Looked for in every file, log and process, while the run goes on and after it."""
-    forms = {site: secret_forms(federation, site) for site in HOLDERS}
-    all_forms = [form for of_one in forms.values() for form in of_one]
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    files = fl_run.files(lambda server, clients: None)
+@dataclass(frozen=True)
+class Ended:
+    """A run that is over.
+
+    Attributes:
+        folder: Everything that it has written, what it has put out too.
+        told: Processes that had a secret while it went on.
+    """
+
+    folder: Path
+    told: list[str]
+
+
+@pytest.fixture(scope="module")
+def ended(federation, tmp_path_factory):
+    forms = [form for site in HOLDERS for form in secret_forms(federation, site)]
+    folder = tmp_path_factory.mktemp("ended")
+    (folder / "scratch").mkdir()
     run = subprocess.Popen(
-        [Path(sys.executable).with_name("fl-run"), *files],
-        env={**federation.environment, "TMPDIR": str(scratch)},
-        stdout=(tmp_path / "output").open("wb"),
+        [FL_RUN, *write_files(federation, folder)],
+        env={**federation.environment, "TMPDIR": str(folder / "scratch")},
+        stdout=(folder / "output").open("wb"),
         stderr=subprocess.STDOUT,
     )
     try:
         wait_for(
-            lambda: run.poll() is not None or list(tmp_path.glob("runs/*/tasks.jsonl")), seconds=90
+            lambda: run.poll() is not None or list(folder.glob("runs/*/tasks.jsonl")), seconds=90
         )
-        assert run.poll() is None, (tmp_path / "output").read_text()
-        assert told_by_processes(all_forms) == []
-        assert run.wait(120) == 0, (tmp_path / "output").read_text()
+        assert run.poll() is None, (folder / "output").read_text()
+        told = told_by_processes(forms)
+        assert run.wait(120) == 0, (folder / "output").read_text()
     finally:
         run.kill()
         run.wait()
+    return Ended(folder, told)
+
+
+def test_the_secret_is_in_nothing_that_a_deployment_and_a_run_leave(federation, ended):
+    """Looked for in every file, log and process, while the run goes on and after it."""
+    forms = {site: secret_forms(federation, site) for site in HOLDERS}
+    all_forms = [form for of_one in forms.values() for form in of_one]
+    assert ended.told == []
     for site, allowed in HOLDERS.items():
         assert holders(federation.dir, forms[site]) == allowed
-    assert holders(tmp_path, all_forms) == set()
-    assert json.loads(next(tmp_path.glob("runs/*/metrics.jsonl")).read_text().splitlines()[1])
+    assert holders(ended.folder, all_forms) == set()
+    metrics = next(ended.folder.glob("runs/*/metrics.jsonl"))
+    assert json.loads(metrics.read_text().splitlines()[1])
     assert told_by_processes(all_forms) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can look as another user")
-def test_another_user_of_the_login_node_sees_none_of_our_files(federation, fl_run, tmp_path):
+def test_another_user_of_the_login_node_sees_none_of_our_files(federation, ended, tmp_path):
     """The sites' folders and a run's, with nothing above them in the way; an open one they do."""
     opened = tmp_path / "open"
     opened.mkdir()
     (opened / "file").touch()
     assert look_as_stranger(opened) == ["open", "open/file"]
-    done = fl_run()
-    assert done.returncode == 0, done.stdout + done.stderr
-    (run,) = (tmp_path / "runs").iterdir()
+    (run,) = (ended.folder / "runs").iterdir()
     for folder in (*(federation.dir / site for site in SITES), run):
         assert look_as_stranger(folder) == []
 
