@@ -147,7 +147,7 @@ def pytest_configure() -> None:
     take_sigterm_as_ctrl_c()
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:
     """Say in one line which files have what was not tested, and why."""
     files: dict[str, set[str]] = {}
     for report in terminalreporter.stats.get("skipped", []):

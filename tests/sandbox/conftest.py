@@ -61,6 +61,12 @@ def broker_kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+built_in_alone = pytest.mark.parametrize(
+    "broker_kind", ["built-in"], indirect=True, scope="package"
+)
+"""For what takes the real SDK long, and is tried with both brokers by tests without it."""
+
+
 @dataclass
 class Running:
     """A service that runs in a thread of its own, and real clients for it."""

@@ -22,14 +22,9 @@ from globus_compute_sdk.serialize import ComputeSerializer, PureSourceTextInspec
 
 from fl.sandbox import daemon
 
-from .conftest import Up, eventually
+from .conftest import Up, built_in_alone, eventually
 
 pytestmark = pytest.mark.daemons
-# What the broker has no part in is tried with one.
-built_in_alone = pytest.mark.parametrize(
-    "broker_kind", ["built-in"], indirect=True, scope="package"
-)
-
 SCRIPTS = sysconfig.get_path("scripts")
 PATH = os.pathsep.join([SCRIPTS, os.environ["PATH"]])
 THREADS: dict[str, Any] = {"type": "ThreadPoolEngine", "max_workers": 2}
@@ -135,7 +130,8 @@ def endpoint(sdk: Up, tmp_path: Path) -> Iterator[Make]:
         one.end()
 
 
-def test_an_endpoint_from_start_to_stop(endpoint: Make, client: Client) -> None:
+def test_an_endpoint_from_start_to_stop(endpoint: Make, client: Client, sandbox: Up) -> None:
+    """With a restart of the sandbox in between, which it outlives."""
     site = endpoint(THREADS)
     site.start()
     with Executor(site.id, client=client) as executor:
@@ -146,6 +142,11 @@ def test_an_endpoint_from_start_to_stop(endpoint: Make, client: Client) -> None:
         assert sum(f.result(timeout=30) for f in futures) == 199 * 200
         assert len(executor.submit(double, b"x" * 3_500_000).result(timeout=30)) == 7_000_000
     assert client.get_endpoint_status(site.id)["status"] == "online"
+    daemon.down(sandbox.folder)
+    daemon.up(sandbox.folder, sandbox.options)
+    with Executor(site.id, client=client) as executor:
+        assert executor.submit(double, 2).result(timeout=90) == 4
+    eventually("heartbeat", lambda: client.get_endpoint_status(site.id)["status"] == "online")
     running = site.processes()
     site.command("stop")  # which gives up after 10 s, whatever the endpoint does
     _, alive = psutil.wait_procs(running, timeout=30)
@@ -161,6 +162,7 @@ def test_the_engine_for_clusters(endpoint: Make, client: Client) -> None:
         assert executor.submit(double, 21).result(timeout=90) == 42
 
 
+@built_in_alone
 def test_an_engine_that_cannot_start_fails_the_task(endpoint: Make, client: Client) -> None:
     site = endpoint({"type": "NoSuchEngine"})
     site.start()
@@ -183,19 +185,6 @@ def test_a_killed_user_endpoint_is_started_again(endpoint: Make, client: Client)
         eventually("heartbeat", lambda: client.get_endpoint_status(user)["status"] == "online")
         os.kill(first, signal.SIGKILL)
         assert executor.submit(pid).result(timeout=60) != first
-
-
-def test_an_endpoint_outlives_a_restart_of_the_sandbox(
-    endpoint: Make, client: Client, sandbox: Up
-) -> None:
-    site = endpoint(THREADS)
-    site.start()
-    with Executor(site.id, client=client) as executor:
-        assert executor.submit(double, 1).result(timeout=60) == 2
-    daemon.down(sandbox.folder)
-    daemon.up(sandbox.folder, sandbox.options)
-    with Executor(site.id, client=client) as executor:
-        assert executor.submit(double, 2).result(timeout=90) == 4
 
 
 @built_in_alone

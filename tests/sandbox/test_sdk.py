@@ -19,7 +19,7 @@ from globus_compute_sdk.serialize import ComputeSerializer, JSONData
 
 from fl.sandbox import daemon
 
-from .conftest import Up, eventually
+from .conftest import Up, built_in_alone, eventually
 
 pytestmark = pytest.mark.daemons  # Globus's one port: no two of these at a time
 
@@ -110,6 +110,7 @@ def test_an_executor_gets_its_results(client: Client, site: EchoSite) -> None:
         assert [f.result(timeout=20) for f in futures] == [[n] for n in range(100)]
 
 
+@built_in_alone
 def test_large_arguments_and_results_go_through(client: Client, site: EchoSite) -> None:
     site.start()
     text = "x" * 9_000_000
@@ -117,6 +118,7 @@ def test_large_arguments_and_results_go_through(client: Client, site: EchoSite) 
         assert executor.submit(echo, text).result(timeout=20) == [text]
 
 
+@built_in_alone
 def test_a_payload_over_10_mb_ends_in_one_error(client: Client, site: EchoSite) -> None:
     with Executor(site.id, client=client) as executor:
         future = executor.submit(echo, "x" * 11_000_000)
@@ -125,6 +127,7 @@ def test_a_payload_over_10_mb_ends_in_one_error(client: Client, site: EchoSite) 
     assert (refused.value.http_status, refused.value.code) == (413, "TASK_PAYLOAD_TOO_LARGE")
 
 
+@built_in_alone
 def test_a_foreign_function_ends_in_one_error(client: Client) -> None:
     site = EchoSite(client, allowed_functions=[str(uuid.uuid4())])
     with Executor(site.id, client=client) as executor:
@@ -135,6 +138,7 @@ def test_a_foreign_function_ends_in_one_error(client: Client) -> None:
     site.stop()
 
 
+@built_in_alone
 def test_a_client_that_connects_later_finds_the_results(client: Client, site: EchoSite) -> None:
     site.start()
     tasks, group = send(client, site, 0, 1, 2)
@@ -152,6 +156,7 @@ def test_a_client_that_connects_later_finds_the_results(client: Client, site: Ec
         assert [f.result(timeout=20) for f in futures] == [[0], [1], [2]]
 
 
+@built_in_alone
 def test_an_executor_that_comes_back_waits_for_what_is_open(client: Client, site: EchoSite) -> None:
     _, group = send(client, site, 7)
     with Executor(site.id, client=client) as executor:
@@ -160,6 +165,7 @@ def test_an_executor_that_comes_back_waits_for_what_is_open(client: Client, site
         assert future.result(timeout=20) == [7]
 
 
+@built_in_alone
 def test_a_wrong_secret_ends_in_one_error(sdk: Up, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOBUS_COMPUTE_CLIENT_SECRET", "wrong")
     with pytest.raises(globus_sdk.AuthAPIError) as refused:
