@@ -127,7 +127,7 @@ class Transport(Protocol):
 
         Args:
             ref: Their reference; no more memory is taken than it says.
-            seconds: How long nothing may come of them, where that is less than the way's own limit.
+            seconds: After which they are not waited for any more.
 
         Returns:
             The bytes, which belong to the caller.

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import requests
 from blake3 import blake3
+from urllib3.exceptions import HTTPError
 
 from fl.tensors import Data, size
 from fl.transport.base import GoneError, Ref, TransportError, UnreachableError, require
@@ -35,7 +36,7 @@ TIMEOUT = (10.0, 60.0)
 LEAST_SECONDS = 1.0
 """What any try is given."""
 CHUNK_BYTES = 1 << 20
-"""What is read at once: it is still in the processor's cache when it is copied to its place."""
+"""The most that is read at once: in the processor's cache still when it is copied to its place."""
 SEND_BYTES = 256 << 10
 """What is sent at once: the limit of silence holds for each, not for a part as a whole."""
 PASSING = (408, 429)
@@ -222,7 +223,7 @@ class Parts:
         limits = self._limits(until)
         with self._session.get(url, headers=headers, timeout=limits, stream=True) as response:
             fault = _refusal(response)
-            return response, fault or _cut_short(response, room)
+            return response, fault or _cut_short(response, room, until)
 
     def _limits(self, until: float) -> tuple[float, float]:
         """Seconds to connect, and of silence, where nobody waits for longer than that."""
@@ -237,16 +238,15 @@ class Parts:
         until: float = math.inf,
     ) -> requests.Response:
         """Do something until it has no fault."""
-        fault, status = "", 0
-        for attempt in range(TRIES):
-            if attempt:
-                pause = PAUSE_SECONDS * 2 ** (attempt - 1)
-                if time.monotonic() + pause > until:
-                    break
-                time.sleep(pause)
+        fault, status, pause = "it was not asked in time", 0, 0.0
+        for _ in range(TRIES):
+            if time.monotonic() + pause >= until:
+                break
+            time.sleep(pause)
+            pause = 2 * pause or PAUSE_SECONDS
             try:
                 response, fault = act()
-            except requests.RequestException as error:
+            except (requests.RequestException, HTTPError) as error:
                 status, fault = 0, f"{type(error).__name__}: {_unsigned(str(error))}"
                 continue
             status = response.status_code
@@ -345,13 +345,16 @@ def _late_error(response: requests.Response) -> str:
     return f"HTTP status {response.status_code} {code[1].decode()}" if code else ""
 
 
-def _cut_short(response: requests.Response, room: memoryview) -> str:
+def _cut_short(response: requests.Response, room: memoryview, until: float) -> str:
     """Fill a room with what arrives, or say how much was missing."""
     end = 0
-    for chunk in response.iter_content(CHUNK_BYTES):
-        chunk = chunk[: len(room) - end]
+    while end < len(room):
+        # As much as is there: to wait for more could be to wait after the end.
+        chunk = response.raw.read1(min(CHUNK_BYTES, len(room) - end), decode_content=True)
+        if not chunk:
+            return f"{end} bytes arrived instead of {len(room)}"
         room[end : end + len(chunk)] = chunk
         end += len(chunk)
-        if end == len(room):
-            return ""
-    return f"{end} bytes arrived instead of {len(room)}"
+        if end < len(room) and time.monotonic() >= until:
+            return f"{end} of {len(room)} bytes arrived in time"
+    return ""

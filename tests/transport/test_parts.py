@@ -5,10 +5,12 @@ import re
 import socket
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import requests
 
+from fl.tensors import digest
 from fl.transport import parts
 from fl.transport.base import Ref, UnreachableError
 
@@ -29,6 +31,58 @@ def test_no_part_is_waited_for_after_its_caller_has_gone(monkeypatch, seconds, t
         store.read(Ref("s3", {}, 5, ""), [("http://store/object", 0)], seconds)
     assert len(asked) == tries
     assert asked[0] == pytest.approx(silence, abs=0.2)
+    store.close()
+
+
+MODEL = bytes(24_000)
+
+
+class Slow(BaseHTTPRequestHandler):
+    """Gives what it is asked for, late or little by little: as the path says."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        begin, end = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+        part = MODEL[begin : end + 1]
+        step = len(part) if self.path == "/late" else 100
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        for begin in range(0, len(part), step):
+            if self.server.over.wait(0.1):
+                return
+            self.wfile.write(part[begin : begin + step])
+
+
+@pytest.fixture
+def slow():
+    """The URL of a store that is."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    server.over = threading.Event()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.over.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize(("path", "part_bytes"), [("/late", 250), ("/drip", 8_000)])
+def test_a_fetch_ends_at_its_deadline(monkeypatch, slow, path, part_bytes):
+    """Of parts that are late none is asked for after it; and bytes that drip are no silence."""
+    monkeypatch.setattr(parts, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(parts, "LEAST_SECONDS", 0.5)
+    store = parts.Parts("the store", {}, proxied=False)
+    places = [(slow + path, begin) for begin in range(0, len(MODEL), part_bytes)]
+    began = time.monotonic()
+    with pytest.raises(UnreachableError, match="in time"):
+        store.read(Ref("s3", {}, len(MODEL), digest(MODEL)), places, 0.5)
+    assert time.monotonic() - began < 1.5  # all of it takes more
     store.close()
 
 
