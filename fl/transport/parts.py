@@ -49,6 +49,10 @@ VALID_SECONDS = 7 * 24 * 3600
 """How long a URL lasts, for a task may wait in a batch queue for days; S3 allows no longer."""
 
 
+class NoPlaceError(TransportError):
+    """Where bytes were to be put, the store knows no place for them."""
+
+
 class Part:
     """A stretch of an object that is sent from where it lies, a little at a time: once a try.
 
@@ -261,6 +265,8 @@ class Parts:
         parts = urlsplit(url)
         place = f"{self._store} {method} of {parts.netloc}{parts.path} failed: {fault}"
         if status == 404:
+            if method in ("PUT", "POST"):
+                return NoPlaceError(place)
             return GoneError(f"{place}: the model is no longer there")
         if status in self._meanings:
             return TransportError(f"{place}: {self._meanings[status]}")

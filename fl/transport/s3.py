@@ -13,16 +13,33 @@ import csv
 import math
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape  # nosec B406  (writes, parses nothing)
 
+import requests
+
 from fl.config import S3Configs
 from fl.tensors import Data, size
-from fl.transport.base import GoneError, Ref, TransportError, UnreachableError, wrong_way
-from fl.transport.parts import PART_BYTES, TIMEOUT, TRIES, VALID_SECONDS, Parts, is_final
+from fl.transport.base import (
+    GoneError,
+    Ref,
+    TransportError,
+    UnreachableError,
+    ref_to,
+    wrong_way,
+)
+from fl.transport.parts import (
+    PART_BYTES,
+    TIMEOUT,
+    TRIES,
+    VALID_SECONDS,
+    NoPlaceError,
+    Parts,
+    is_final,
+)
 
 NAME = "s3"
 OBJECT = re.compile(r"fl/[0-9a-f]{32}")
@@ -48,20 +65,19 @@ class SignedS3:
     def put(self, *pieces: Data) -> Ref:
         """See `Transport.put`; the object is there once all its parts are."""
         grant = self._grant
-        answers, digest = self._parts.put(grant["parts"], pieces, grant["part_bytes"])
-        body = "".join(
-            f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag)}</ETag></Part>"
-            for number, etag in enumerate((answer.headers["ETag"] for answer in answers), 1)
-        )
-        body = f"<CompleteMultipartUpload>{body}</CompleteMultipartUpload>"
         key = {"object": grant["object"], "url": grant["get"]}
-        ref = Ref(self.name, key, size(pieces), digest)
         try:
-            self._parts.ask("POST", grant["complete"], body.encode())
-        except GoneError:
+            answers, digest = self._parts.put(grant["parts"], pieces, grant["part_bytes"])
+            self._parts.ask("POST", grant["complete"], _completion(answers))
+        except NoPlaceError as error:
             # The store has heard an earlier try, whose answer was lost, and forgotten the upload.
-            self.read(ref, grant["get"])
-        return ref
+            ref = ref_to(self.name, key, pieces)
+            try:
+                self.read(ref, grant["get"])
+            except GoneError:
+                raise error from None
+            return ref
+        return Ref(self.name, key, size(pieces), digest)
 
     def get(self, ref: Ref, seconds: float = math.inf) -> Data:
         """See `Transport.get`."""
@@ -232,6 +248,16 @@ class S3Transport:
             kind = TransportError if is_final(status, str(error)) else UnreachableError
             raise kind(f"S3 bucket {self._bucket}: {operation} failed: {error}") from error
         return answer
+
+
+def _completion(answers: Sequence[requests.Response]) -> bytes:
+    """What makes one object of the parts that a store has taken."""
+    etags = [answer.headers["ETag"] for answer in answers]
+    parts = "".join(
+        f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag)}</ETag></Part>"
+        for number, etag in enumerate(etags, 1)
+    )
+    return f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode()
 
 
 def _keys(configs: S3Configs) -> dict[str, str]:
