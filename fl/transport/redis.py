@@ -10,7 +10,7 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import cast
 
@@ -57,21 +57,9 @@ class RedisTransport:
     limit: int | None = None
 
     def __init__(self, hostname: str, port: int) -> None:
+        self._hostname, self._port = hostname, port
         self._place = f"Redis at {hostname}:{port}"
-        connect, silence = TIMEOUT
-        self._redis = redis.Redis(
-            hostname,
-            port,
-            protocol=2,  # older servers know no other
-            socket_connect_timeout=connect,
-            socket_timeout=silence,
-            # Not after a silence: whoever waits for a model would wait for it four times.
-            retry=Retry(
-                ExponentialBackoff(base=PAUSE_SECONDS),
-                TRIES - 1,
-                supported_errors=(redis.ConnectionError,),
-            ),
-        )
+        self._redis = self._client(TIMEOUT[1])
         with self._named():
             self._redis.ping()
 
@@ -96,19 +84,20 @@ class RedisTransport:
 
     def get(self, ref: Ref, seconds: float = math.inf) -> Data:
         """See `Transport.get`."""
-        until = time.monotonic() + seconds
+        keys, until = self._keys(ref), time.monotonic() + seconds
 
         def get(key: str) -> bytes:
             if time.monotonic() >= until:
                 raise UnreachableError(f"{self._place}: a model took longer than {seconds:.0f} s")
             with self._named():
                 # No more than a part: what a site has put is of any size.
-                part = cast(bytes, self._redis.getrange(key, 0, PART_BYTES - 1))
+                part = cast(bytes, client.getrange(key, 0, PART_BYTES - 1))
             if not part:  # Redis has no empty values
                 raise GoneError(f"{self._place}: the model is no longer there")
             return part
 
-        return receive(ref, side_by_side(get, self._keys(ref)))
+        with self._client(min(TIMEOUT[1], seconds)) as client:
+            return receive(ref, side_by_side(get, keys))
 
     def evict(self, ref: Ref) -> None:
         """See `Transport.evict`."""
@@ -128,6 +117,24 @@ class RedisTransport:
         """Close connections."""
         self._redis.close()
 
+    def _client(self, silence: float) -> redis.Redis:
+        """What asks the server, and bears so many seconds of silence."""
+        pool = redis.ConnectionPool(
+            connection_class=_Connection,
+            host=self._hostname,
+            port=self._port,
+            protocol=2,  # older servers know no other
+            socket_connect_timeout=min(TIMEOUT[0], silence),
+            socket_timeout=silence,
+            # Not after a silence: whoever waits for a model would wait for it four times.
+            retry=Retry(
+                ExponentialBackoff(base=PAUSE_SECONDS),
+                TRIES - 1,
+                supported_errors=(redis.ConnectionError,),
+            ),
+        )
+        return redis.Redis.from_pool(pool)
+
     def _keys(self, ref: Ref) -> Iterator[str]:
         """Of each part; a reference of somebody else's never leads to what is none of ours."""
         name = ref.key.get("object", "")
@@ -144,6 +151,14 @@ class RedisTransport:
             raise UnreachableError(f"{self._place}: {error}") from error
         except redis.RedisError as error:
             raise TransportError(f"{self._place}: {error}") from error
+
+
+class _Connection(redis.Connection):
+    """Sends a little at a time: the limit of silence holds for each, not for a part as a whole."""
+
+    def send_packed_command(self, command: Iterable[Data], check_health: bool = True) -> None:
+        """See redis."""
+        super().send_packed_command(Part([memoryview(piece) for piece in command]), check_health)
 
 
 def _key(name: str, number: int) -> str:

@@ -2,7 +2,10 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
+from contextlib import suppress
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 
 import pytest
 import redis
@@ -148,6 +151,61 @@ def test_a_server_that_is_gone_or_does_not_answer_is_named(transport, server):
         transport.put(b"model")
     with pytest.raises(UnreachableError, match="refused"):
         RedisTransport("127.0.0.1", port)
+
+
+def test_a_part_is_waited_for_no_longer_than_the_round(client, server, monkeypatch):
+    monkeypatch.setattr(ours, "TIMEOUT", (10.0, 10.0))
+    patient = RedisTransport("127.0.0.1", server[0])
+    ref = patient.put(b"model")
+    server[1].send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(UnreachableError, match=r"[Tt]imeout"):
+        patient.get(ref, 1.0)
+    assert time.monotonic() - began < 5
+    patient.close()
+
+
+@pytest.fixture
+def slow_link(server):
+    """The port of a way to the server that takes some kB at a time, with pauses."""
+
+    class Link(BaseRequestHandler):
+        def handle(self):
+            with socket.create_connection(("127.0.0.1", server[0])) as far:
+                back = threading.Thread(target=carry, args=(far, self.request, 0.0))
+                back.start()
+                carry(self.request, far, 0.004)
+                back.join()
+
+    def carry(source, target, pause):
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+                time.sleep(pause)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Link, bind_and_activate=False) as link:
+        link.daemon_threads = True
+        link.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        link.server_bind()
+        link.server_activate()
+        thread = threading.Thread(target=link.serve_forever)
+        thread.start()
+        yield link.server_address[1]
+        link.shutdown()
+        thread.join()
+
+
+def test_a_slow_uplink_is_no_silent_one(client, slow_link, monkeypatch):
+    """The limit of silence holds for a little of a part, not for sending all of it."""
+    monkeypatch.setattr(ours, "TIMEOUT", (1.0, 1.0))
+    monkeypatch.setattr(ours, "PART_BYTES", 32 << 20)
+    slow = RedisTransport("127.0.0.1", slow_link)
+    began = time.monotonic()
+    slow.put(bytes(32 << 20))
+    assert time.monotonic() - began > 1.0, "it was not slow"
+    slow.close()
 
 
 def test_a_round_that_is_over_waits_for_no_other_part(transport):
