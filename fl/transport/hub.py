@@ -23,12 +23,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from requests.adapters import HTTPAdapter
-
 from fl.config import HubConfigs
 from fl.tensors import Data, size
 from fl.transport.base import GoneError, Ref, TransportError, wrong_way
-from fl.transport.parts import PART_BYTES, THREADS, VALID_SECONDS, Parts, side_by_side
+from fl.transport.parts import PART_BYTES, VALID_SECONDS, Adapter, Parts, side_by_side
 
 NAME = "hub"
 OBJECT = re.compile(r"[0-9a-f]{32}")
@@ -200,7 +198,7 @@ class HubTransport:
         return f"e={expires}&s={base64.urlsafe_b64encode(signature).decode().rstrip('=')}"
 
 
-class _Trusting(HTTPAdapter):
+class _Trusting(Adapter):
     """Connects by TLS to who shows a certificate of these authorities, and to nobody else.
 
     Args:
@@ -209,7 +207,7 @@ class _Trusting(HTTPAdapter):
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self._context = context
-        super().__init__(pool_maxsize=THREADS)
+        super().__init__()
 
     def init_poolmanager(self, *arguments: Any, **keywords: Any) -> None:
         """See requests."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from urllib.parse import urlsplit
 import numpy as np
 import requests
 from blake3 import blake3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
 
 from fl.tensors import Data, size
@@ -72,6 +75,61 @@ class Part:
         return size(self.views)
 
 
+class _Sending:
+    """Of a connection: what is sent has the limit of silence; urllib3 gives it that to connect."""
+
+    sock: socket.socket
+
+    def connect(self) -> None:
+        """See urllib3."""
+        super().connect()  # type: ignore[misc]
+        self.sock.settimeout(TIMEOUT[1])
+
+
+class _Connection(_Sending, HTTPConnection):
+    pass
+
+
+class _TLSConnection(_Sending, HTTPSConnection):
+    pass
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TLSPool(HTTPSConnectionPool):
+    ConnectionCls = _TLSConnection
+
+
+POOLS = {"http": _Pool, "https": _TLSPool}
+
+
+class Adapter(requests.adapters.HTTPAdapter):
+    """Connects to a store, as often as parts are moved side by side."""
+
+    def __init__(self) -> None:
+        super().__init__(pool_maxsize=THREADS)
+
+    def init_poolmanager(self, *arguments: Any, **keywords: Any) -> None:
+        """See requests."""
+        super().init_poolmanager(*arguments, **keywords)
+        self.poolmanager.pool_classes_by_scheme = POOLS
+
+    def proxy_manager_for(self, proxy: str, **keywords: Any) -> Any:
+        """See requests: behind a proxy, too."""
+        manager = super().proxy_manager_for(proxy, **keywords)
+        manager.pool_classes_by_scheme = POOLS
+        return manager
+
+
+class _Session(requests.Session):
+    """Asks at no other place than it was told to: a URL's signature is for that one."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """None: what leads elsewhere is a fault."""
+
+
 class Parts:
     """Asks a store, and asks again where that may help.
 
@@ -88,7 +146,7 @@ class Parts:
         self,
         store: str,
         meanings: Mapping[int, str],
-        adapter: requests.adapters.HTTPAdapter | None = None,
+        adapter: Adapter | None = None,
         *,
         proxied: bool = True,
         silence: float = TIMEOUT[1],
@@ -96,11 +154,11 @@ class Parts:
     ) -> None:
         self._store, self._meanings = store, meanings
         self._silence, self._final = silence, final
-        self._session = requests.Session()
+        self._session = _Session()
         # Or requests takes a password of ~/.netrc's for it, which is no store's business.
         self._session.auth = lambda request: request
         self._session.trust_env = proxied
-        adapter = adapter or requests.adapters.HTTPAdapter(pool_maxsize=THREADS)
+        adapter = adapter or Adapter()
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
 
@@ -227,6 +285,8 @@ class Parts:
         limits = self._limits(until)
         with self._session.get(url, headers=headers, timeout=limits, stream=True) as response:
             fault = _refusal(response)
+            if not fault and begin > 0 and response.status_code != 206:
+                fault = f"HTTP status {response.status_code} to a range: the store ignores them"
             return response, fault or _cut_short(response, room, until)
 
     def _limits(self, until: float) -> tuple[float, float]:
@@ -280,7 +340,7 @@ def is_final(status: int, fault: str) -> bool:
         status: HTTP's, or 0 where none came.
         fault: What it said.
     """
-    return 400 <= status < 500 and status not in PASSING and SLOW_CLIENT not in fault
+    return 300 <= status < 500 and status not in PASSING and SLOW_CLIENT not in fault
 
 
 def side_by_side(do: Callable[[Given], Made], parts: Iterable[Given]) -> Iterator[Made]:
@@ -331,7 +391,7 @@ def split(pieces: Sequence[Data], part_bytes: int) -> Iterator[Part]:
 
 
 def _refusal(response: requests.Response) -> str:
-    if response.ok:
+    if response.status_code < 300:
         return ""
     said = next(response.iter_content(TEXT_BYTES), b"").decode(errors="replace")
     code = re.search(r"<Code>(\w+)</Code>", said)

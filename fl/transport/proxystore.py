@@ -27,7 +27,7 @@ from proxystore.utils.environment import home_dir
 
 from fl.tensors import Data, size
 from fl.transport.base import GoneError, Ref, TransportError, UnreachableError, wrong_way
-from fl.transport.parts import PART_BYTES, THREADS, Parts, side_by_side
+from fl.transport.parts import PART_BYTES, THREADS, Adapter, Parts, side_by_side
 
 CONNECT_SECONDS = 10.0
 # An endpoint answers a get only once it has the whole part from its peer, which answers its peers
@@ -149,19 +149,18 @@ def connect() -> Parts:
 
     One that says 500 has waited for its peer, and is not asked again.
     """
-    adapter = _LeftOpen(pool_maxsize=THREADS)
-    return Parts("ProxyStore", {}, adapter, proxied=False, silence=SILENCE_SECONDS, final=500)
+    return Parts("ProxyStore", {}, _LeftOpen(), proxied=False, silence=SILENCE_SECONDS, final=500)
 
 
-class _LeftOpen(requests.adapters.HTTPAdapter):
+class _LeftOpen(Adapter):
     """Stops waiting for an answer, and leaves the request open until there is one.
 
     ProxyStore 1.1's endpoint cancels what it waits for when its client hangs up, and ends, with all
     the objects that it has in memory, when the peer's answer to that comes after all.
     """
 
-    def __init__(self, pool_maxsize: int) -> None:
-        super().__init__(pool_maxsize=pool_maxsize)
+    def __init__(self) -> None:
+        super().__init__()
         self._given_up: set[Future[requests.Response]] = set()
 
     def send(

@@ -158,7 +158,8 @@ class _Connection(redis.Connection):
 
     def send_packed_command(self, command: Iterable[Data], check_health: bool = True) -> None:
         """See redis."""
-        super().send_packed_command(Part([memoryview(piece) for piece in command]), check_health)
+        part = Part([memoryview(piece) for piece in command])
+        super().send_packed_command(part, check_health)  # type: ignore[no-untyped-call]
 
 
 def _key(name: str, number: int) -> str:

@@ -252,9 +252,11 @@ class S3Transport:
 
 def _completion(answers: Sequence[requests.Response]) -> bytes:
     """What makes one object of the parts that a store has taken."""
-    etags = [answer.headers["ETag"] for answer in answers]
+    etags = [answer.headers.get("ETag") for answer in answers]
+    if None in etags:
+        raise TransportError("the S3 store took a part and named no ETag: does a proxy remove it?")
     parts = "".join(
-        f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag)}</ETag></Part>"
+        f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(str(etag))}</ETag></Part>"
         for number, etag in enumerate(etags, 1)
     )
     return f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode()

@@ -12,7 +12,7 @@ import requests
 
 from fl.tensors import digest
 from fl.transport import parts
-from fl.transport.base import Ref, UnreachableError
+from fl.transport.base import Ref, TransportError, UnreachableError
 
 
 @pytest.mark.parametrize(("seconds", "tries", "silence"), [(math.inf, 4, 60.0), (1.5, 1, 1.5)])
@@ -99,8 +99,9 @@ def test_a_part_is_sent_from_where_it_lies():
 
 
 @pytest.fixture
-def slow_reader():
+def slow_reader(request):
     """A server on loopback that takes some kB at a time, with pauses; yields its URL."""
+    pauses = iter(getattr(request, "param", ()))
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
     listener.bind(("127.0.0.1", 0))
@@ -119,7 +120,7 @@ def slow_reader():
                     head = b""
                 elif left > 0:
                     left, head = left - len(head), b""
-                    time.sleep(0.004)
+                    time.sleep(next(pauses, 0.004))
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
     thread = threading.Thread(target=serve, daemon=True)
@@ -137,6 +138,81 @@ def test_a_slow_uplink_is_no_silent_one(monkeypatch, slow_reader):
     began = time.monotonic()
     store.put([slow_reader], [bytes(12 << 20)], parts.PART_BYTES)
     assert time.monotonic() - began > 0.5, "it was not slow"
+    store.close()
+
+
+@pytest.mark.parametrize("slow_reader", [[1.5]], indirect=True)
+def test_who_pauses_while_an_object_is_sent_is_given_the_limit_of_silence(monkeypatch, slow_reader):
+    """And not that of connecting, which is a sixth of it."""
+    monkeypatch.setattr(parts, "TIMEOUT", (0.5, 60.0))
+    monkeypatch.setattr(parts, "TRIES", 1)
+    store = parts.Parts("the store", {}, proxied=False)
+    store.put([slow_reader], [bytes(12 << 20)], parts.PART_BYTES)
+    store.close()
+
+
+class Astray(BaseHTTPRequestHandler):
+    """Sends whoever asks elsewhere, by the status that the path names; says 200 to a range."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_PUT(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
+    def do_GET(self):
+        self.server.asked.append((self.command, self.path, self.headers["Authorization"]))
+        status = int(self.path[1:])
+        self.send_response(status)
+        if status != 200:
+            self.send_header("Location", "/200")
+        body = MODEL if status == 200 else b""
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def astray():
+    """Such a server."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Astray)
+    server.asked, server.url = [], f"http://127.0.0.1:{server.server_port}"
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize("status", [302, 307])
+def test_nobody_is_sent_elsewhere_by_a_store(tmp_path, monkeypatch, astray, status):
+    """A signature is for one place; requests would make a GET of the PUT, and tell a password."""
+    (tmp_path / "netrc").write_text("default login me password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    store = parts.Parts("the store", {})
+    url = f"{astray.url}/{status}"
+    with pytest.raises(TransportError, match=f"PUT of .*: HTTP status {status}"):
+        store.put([url], [b"model"], 10)
+    with pytest.raises(TransportError, match=f"GET of .*: HTTP status {status}"):
+        store.read(Ref("s3", {}, 5, ""), [(url, 0)])
+    assert astray.asked == [("PUT", f"/{status}", None), ("GET", f"/{status}", None)]
+    store.close()
+
+
+def test_a_store_that_ignores_ranges_is_named(monkeypatch, astray):
+    """Not taken at its word: its whole object is no later part of it."""
+    monkeypatch.setattr(parts, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(parts, "PART_BYTES", 10_000)
+    store = parts.Parts("the store", {}, proxied=False)
+    places = [(f"{astray.url}/200", begin) for begin in range(0, len(MODEL), 10_000)]
+    with pytest.raises(UnreachableError, match="HTTP status 200 to a range"):
+        store.read(Ref("s3", {}, len(MODEL), digest(MODEL)), places)
     store.close()
 
 

@@ -236,6 +236,13 @@ def test_what_keeps_failing_is_named_without_its_signature(transport, store, fau
     assert "Signature" not in str(caught.value)
 
 
+def test_a_part_that_is_taken_without_its_tag_is_named(transport, store):
+    """A proxy may have taken that out; no object can be completed without it."""
+    store.faults = [("PUT", lambda _: Response(status=200))]
+    with pytest.raises(TransportError, match="took a part and named no ETag"):
+        transport.put(b"model")
+
+
 def test_a_flipped_byte_is_noticed(transport, store):
     ref = transport.put(b"model")
     store.faults = [("GET", flipped)]
