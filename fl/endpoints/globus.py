@@ -32,7 +32,8 @@ from fl.errors import FederationError, in_one_line
 # The service takes 20 requests in 10 s from a client; the SDK's own, slower default would hold
 # every round up for seconds.
 BURST_LIMIT, BURST_WINDOW_SECONDS = 8, 4
-# The service names a group of tasks in its answer to the first submit.
+# The service names a group of tasks in its answer to the first submit. So long it is waited for in
+# all: of a service that says nothing every client's submit would have to.
 GROUP_SECONDS = 30.0
 # How often the SDK looks whether a result has come, which it has pushed to it: nobody is asked. By
 # its default every answer would lie there for up to half a second, as long as a small round takes.
@@ -80,7 +81,10 @@ class _Executor(Executor):
 
 
 class GlobusEndpoints:
-    """One SDK Executor for each endpoint, so that one that is refused takes no other with it.
+    """One SDK Executor for each client, so that one that is refused takes no other with it.
+
+    Tasks of one Executor travel in one request: clients that share an endpoint would be refused
+    together, for a size that none of them has alone.
 
     Args:
         function_id: Id of the remote function, as this Globus client registered it.
@@ -99,7 +103,8 @@ class GlobusEndpoints:
         self._app = _app_of(own) if own else None
         self._opened: ComputeClient | None = None
         self._task_group: UUID | None = None
-        self._executors: dict[UUID | None, _Executor] = {}
+        self._patience = GROUP_SECONDS
+        self._executors: dict[str | None, _Executor] = {}
         # Refusals reach people through the futures, a service that is away by what is asked of it;
         # the SDK's own log lines would say it twice, with tracebacks.
         logging.getLogger("globus_compute_sdk").setLevel(logging.CRITICAL)
@@ -111,15 +116,10 @@ class GlobusEndpoints:
 
     def submit(self, client: Client, request: JSONObject) -> Future[JSONObject]:
         """See `Endpoints.submit`."""
-        endpoint_id = _endpoint_id(client)
         try:
-            return self._send(endpoint_id, request)
-        except globus_sdk.GlobusError as error:
+            return self._send(client, request)
+        except (globus_sdk.GlobusError, RuntimeError) as error:
             raise explain(error) from error
-        except RuntimeError:
-            # A refused submit (413, say) has ended this Executor for good.
-            _shut_down(self._executors.pop(endpoint_id))
-            return self._send(endpoint_id, request)
 
     def health(self, client: Client) -> str | None:
         """See `Endpoints.health`."""
@@ -153,10 +153,7 @@ class GlobusEndpoints:
         So a task that is still to come cannot be told from one that was lost: every job has a
         future, and it may never resolve.
         """
-        self._task_group = UUID(session)
         found: dict[str, Future[JSONObject]] = {job: Future() for job in jobs}
-        if not found:
-            return found
 
         def hand_on(task: Future[JSONObject]) -> None:
             if task.cancelled() or task.exception() is not None:
@@ -166,16 +163,18 @@ class GlobusEndpoints:
                     found[job].set_result(task.result())
 
         try:
-            for task in self._executor(None).reload_tasks():
+            for task in self._executor(None).reload_tasks(session):
                 task.add_done_callback(hand_on)
         except globus_sdk.GlobusAPIError as error:
-            # Nothing was ever submitted; or a site's own secret is refused, which `health` tells:
-            # it is sent its task again once that is mended.
-            if error.http_status == 404 or (self._own and error.http_status == 401):
+            # The group is gone, or another client's; or a site's own secret is refused, which
+            # `health` tells. Its tasks are sent again.
+            if error.http_status in (403, 404) or (self._own and error.http_status == 401):
                 return {}
             raise explain(error) from error
         except globus_sdk.GlobusError as error:
             raise explain(error) from error
+        # The service knows it: what is submitted from now on belongs to it too.
+        self._task_group = UUID(session)
         return found
 
     def close(self) -> None:
@@ -197,20 +196,33 @@ class GlobusEndpoints:
                 raise EndpointError(in_one_line(error)) from error
         return self._opened
 
-    def _send(self, endpoint_id: UUID, request: JSONObject) -> Future[JSONObject]:
-        executor = self._executor(endpoint_id)
+    def _send(self, client: Client, request: JSONObject) -> Future[JSONObject]:
+        executor = self._executor(client)
+        try:
+            future = self._submitted(executor, request)
+        except RuntimeError:
+            # A refused submit (413, say) has ended this Executor for good.
+            _shut_down(self._executors.pop(client.client_id))
+            executor = self._executor(client)
+            future = self._submitted(executor, request)
+        if self._task_group is None:
+            began = time.monotonic()
+            self._task_group = _group_of(executor, future, self._patience)
+            self._patience -= time.monotonic() - began
+        return future
+
+    def _submitted(self, executor: _Executor, request: JSONObject) -> Future[JSONObject]:
         future: Future[JSONObject] = executor.submit_to_registered_function(
             self._function_id, args=(request,)
         )
-        if self._task_group is None:
-            self._task_group = _group_of(executor, future)
         return future
 
-    def _executor(self, endpoint_id: UUID | None) -> _Executor:
-        """An endpoint's executor; the one for None submits nothing."""
-        if endpoint_id not in self._executors:
+    def _executor(self, client: Client | None) -> _Executor:
+        """A client's executor; the one for None submits nothing."""
+        name = None if client is None else client.client_id
+        if name not in self._executors:
             executor = _Executor(
-                endpoint_id=endpoint_id,
+                endpoint_id=None if client is None else _endpoint_id(client),
                 client=self._client(),
                 serializer=JSONOnly(),
                 result_serializers=[JSONData],
@@ -220,8 +232,8 @@ class GlobusEndpoints:
             )
             # Without a group the SDK takes the process's last one, which may be another client's.
             executor.task_group_id = self._task_group
-            self._executors[endpoint_id] = executor
-        return self._executors[endpoint_id]
+            self._executors[name] = executor
+        return self._executors[name]
 
 
 def _shut_down(executor: Executor) -> None:
@@ -245,9 +257,9 @@ def _app_of(files: Sequence[str]) -> globus_sdk.ClientApp:
         raise FederationError(f"{files[-1]}: does not set {error.args[0]}") from error
 
 
-def _group_of(executor: Executor, first: Future[JSONObject]) -> UUID | None:
+def _group_of(executor: Executor, first: Future[JSONObject], seconds: float) -> UUID | None:
     """The group that the service makes for a first task: all tasks of a run share one."""
-    until = time.monotonic() + GROUP_SECONDS
+    until = time.monotonic() + seconds
     while executor.task_group_id is None and not first.done() and time.monotonic() < until:
         time.sleep(0.02)
     group: UUID | None = executor.task_group_id

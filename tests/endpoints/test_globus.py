@@ -6,7 +6,10 @@ import inspect
 import math
 import subprocess
 import sys
+import threading
+import time
 import uuid
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -140,6 +143,180 @@ def own(tmp_path: Any) -> str:
     identity = uuid.uuid4()
     file.write_text(f"GLOBUS_COMPUTE_CLIENT_ID={identity}\nGLOBUS_COMPUTE_CLIENT_SECRET=s\n")
     return str(file)
+
+
+class Batch:
+    """What the SDK puts tasks into: the group they are for, and each request's arguments."""
+
+    def __init__(self, group: Any) -> None:
+        self.group, self.tasks = group, list[Any]()
+
+    def add(self, function: str, args: Any, _: Any) -> None:
+        self.tasks.append((function, args[0]))
+
+
+class Service(globus._Client):
+    """Globus Compute as far as submits and groups go.
+
+    Attributes:
+        groups: The status that it answers with where a group is asked for; 404 where it has none.
+        sent: The group and the requests of every submit.
+    """
+
+    def __init__(self) -> None:
+        self.groups: dict[str, int] = {}
+        self.sent: list[tuple[str | None, list[Any]]] = []
+        self.most = 2  # requests in a submit
+        self._compute_web_client = SimpleNamespace(v2=SimpleNamespace(get_task_group=self.group))
+
+    def group(self, group: Any) -> dict[str, Any]:
+        if (status := self.groups.get(str(group), 404)) != 200:
+            raise refusal(status)
+        return {"taskgroup_id": str(group), "tasks": []}
+
+    def create_batch(self, task_group_id: Any = None, **_: Any) -> Batch:
+        return Batch(task_group_id and str(task_group_id))
+
+    def batch_run(self, endpoint_id: Any, batch: Batch) -> dict[str, Any]:
+        self.sent.append((batch.group, [request for _, request in batch.tasks]))
+        if len(batch.tasks) > self.most:
+            raise refusal(413)
+        if batch.group is None:
+            batch.group = str(uuid.uuid4())
+            self.groups[batch.group] = 200
+        self.group(batch.group)
+        tasks: dict[str, list[str]] = {}
+        for function, _ in batch.tasks:
+            tasks.setdefault(function, []).append(str(uuid.uuid4()))
+        return {
+            "request_id": str(uuid.uuid4()),
+            "task_group_id": batch.group,
+            "endpoint_id": str(endpoint_id),
+            "tasks": tasks,
+        }
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Service:
+    """One that no watcher waits for, since nothing is connected to."""
+    service = Service()
+    monkeypatch.setattr(globus, "_Client", lambda **_: service)
+    monkeypatch.setattr(sdk, "_RESULT_WATCHERS", {})
+    monkeypatch.setattr(sdk._ResultWatcher, "start", lambda _watcher: None)
+    monkeypatch.setattr(sdk.Executor, "_default_task_group_id", None)
+    return service
+
+
+@pytest.fixture
+def endpoints(service: Service) -> Iterator[globus.GlobusEndpoints]:
+    endpoints = globus.GlobusEndpoints(uuid.uuid4())
+    yield endpoints
+    endpoints.close()
+
+
+ENDPOINT = uuid.uuid4()
+
+
+def site(name: str = "a") -> Any:
+    return SimpleNamespace(client_id=name, endpoint_id=ENDPOINT)
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_group_that_is_gone_is_not_submitted_to(
+    service: Service, endpoints: globus.GlobusEndpoints, status: int
+) -> None:
+    """A run that is resumed would send every task of its own into it, and each were refused."""
+    gone = str(uuid.uuid4())
+    service.groups[gone] = status
+    assert endpoints.recover(gone, ["job"]) == {}
+    assert endpoints.session(site()) is None
+    endpoints.submit(site(), {})
+    assert service.sent == [(None, [{}])]
+    assert service.groups[str(endpoints.session(site()))] == 200
+
+
+def test_every_session_is_asked_for_by_its_own_group(
+    service: Service, endpoints: globus.GlobusEndpoints
+) -> None:
+    """A run that was resumed once before has two, and the first may be gone."""
+    gone, there = str(uuid.uuid4()), str(uuid.uuid4())
+    service.groups[there] = 200
+    assert endpoints.recover(gone, ["one"]) == {}
+    assert endpoints.recover(there, ["two"]).keys() == {"two"}
+    assert endpoints.recover(gone, ["one"]) == {}
+    assert endpoints.session(site()) == there
+
+
+def test_clients_that_share_an_endpoint_are_refused_each_for_itself(
+    service: Service, endpoints: globus.GlobusEndpoints
+) -> None:
+    """What waits of an Executor travels together: none is too large, and all were refused."""
+    names = [str(number) for number in range(4)]
+    held = threading.Event()
+    answer, service.most = service.batch_run, 1
+
+    def busy(endpoint_id: Any, batch: Batch) -> dict[str, Any]:
+        assert held.wait(20)
+        return answer(endpoint_id, batch)
+
+    service.batch_run = busy  # type: ignore[method-assign]
+    group = str(uuid.uuid4())
+    service.groups[group] = 200
+    endpoints.recover(group, ["job"])
+    for name in names:
+        endpoints.submit(site(name), {"for": name})
+    held.set()
+    eventually_sent(service, len(names))
+    assert sorted(request["for"] for _, (request,) in service.sent) == names
+
+
+def eventually_sent(service: Service, count: int) -> None:
+    deadline = time.monotonic() + 20
+    while sum(len(requests) for _, requests in service.sent) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_client_is_sent_its_next_task_after_one_that_was_refused(
+    service: Service, endpoints: globus.GlobusEndpoints
+) -> None:
+    service.most = 0
+    refused = endpoints.submit(site(), {"turn": 1})
+    assert isinstance(refused.exception(20), globus_sdk.GlobusAPIError)
+    next(iter(endpoints._executors.values()))._task_submitter.join(20)
+    service.most = 1
+    endpoints.submit(site(), {"turn": 2})
+    eventually_sent(service, 2)
+    assert service.sent[-1] == (None, [{"turn": 2}])
+
+
+@pytest.mark.usefixtures("service")
+def test_a_process_that_can_start_no_thread_says_so(
+    endpoints: globus.GlobusEndpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = Mock(side_effect=RuntimeError("can't start new thread"))
+    monkeypatch.setattr(globus, "_Executor", full)
+    with pytest.raises(EndpointError, match="can't start new thread"):
+        endpoints.submit(site(), {})
+
+
+def test_a_service_that_says_nothing_is_waited_for_once(
+    service: Service, endpoints: globus.GlobusEndpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not for every client: their submits come from one thread, which would do nothing else."""
+    clock, silence = [0.0], threading.Event()
+    service.batch_run = lambda *_: silence.wait(20)  # type: ignore[method-assign]
+    monkeypatch.setattr(
+        globus,
+        "time",
+        SimpleNamespace(
+            monotonic=lambda: clock[0], sleep=lambda s: clock.__setitem__(0, clock[0] + s)
+        ),
+    )
+    for name in "abc":
+        endpoints.submit(site(name), {})
+    silence.set()
+    assert clock[0] < globus.GROUP_SECONDS + 1
 
 
 def test_a_site_whose_own_secret_is_refused_keeps_no_run_from_going_on(
