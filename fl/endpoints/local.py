@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 from fl.config import Client
 from fl.endpoints.base import EndpointError, EngineError, JSONObject
@@ -32,6 +33,7 @@ class LocalEndpoints:
         self._threads = ThreadPoolExecutor(min(num_clients, os.cpu_count() or 1))
         self._own = threading.local()  # a thread that ends closes its pipe, which ends its worker
         self._starting, self._closed = threading.Lock(), False
+        self._workers: list[BaseProcess] = []
 
     def submit(self, client: Client, request: JSONObject) -> Future[JSONObject]:  # noqa: ARG002  (the protocol's signature; every client runs the same task here)
         """See `Endpoints.submit`."""
@@ -55,7 +57,12 @@ class LocalEndpoints:
         with self._starting:  # `close` misses none
             if self._closed:
                 raise EndpointError("the run is over")
-            return _start_worker()
+            try:
+                process, pipe = _start_worker()
+            except OSError as error:  # too many processes, say
+                raise _failed(error) from error
+            self._workers.append(process)
+            return pipe
 
     def health(self, client: Client) -> str | None:  # noqa: ARG002  (as above)
         """See `Endpoints.health`: this machine can always take tasks."""
@@ -63,9 +70,7 @@ class LocalEndpoints:
 
     def explain(self, error: BaseException) -> EndpointError:
         """See `Endpoints.explain`."""
-        if isinstance(error, EndpointError):
-            return error
-        return EngineError(f"the local process failed ({type(error).__name__}: {error})")
+        return error if isinstance(error, EndpointError) else _failed(error)
 
     def session(self, client: Client) -> None:
         """See `Endpoints.session`: tasks here end with the process that sent them."""
@@ -79,18 +84,23 @@ class LocalEndpoints:
         self._threads.shutdown(wait=False, cancel_futures=True)
         with self._starting:
             self._closed = True
-            for process in multiprocessing.active_children():
+            for process in self._workers:
                 process.terminate()
 
 
-def _start_worker() -> Connection:
-    """Start a process, and return the pipe to it."""
+def _failed(error: BaseException) -> EngineError:
+    return EngineError(f"the local process failed ({type(error).__name__}: {error})")
+
+
+def _start_worker() -> tuple[BaseProcess, Connection]:
+    """Start a process, and return it with the pipe to it."""
     # spawn: a forked child would inherit torch's thread pools in an unknown state.
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     with theirs, _without_interrupts():  # held by the worker alone, its end closes with its life
-        spawn.Process(target=_work, args=(theirs,)).start()
-    return ours
+        process = spawn.Process(target=_work, args=(theirs,))
+        process.start()
+    return process, ours
 
 
 @contextmanager

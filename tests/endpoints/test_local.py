@@ -1,5 +1,6 @@
 """Worker processes on this machine: killed, closed, forgotten."""
 
+import errno
 import multiprocessing
 import os
 import re
@@ -11,6 +12,7 @@ import time
 import pytest
 
 from fl.config import Client, DataConfigs
+from fl.endpoints import local
 from fl.endpoints.base import EngineError
 from fl.endpoints.local import LocalEndpoints
 from tests.conftest import TOP
@@ -70,6 +72,30 @@ def test_closing_withdraws_what_waits_and_ends_what_runs(endpoints):
     process.join(SECONDS)
     assert process.exitcode == -signal.SIGTERM
     assert multiprocessing.active_children() == []
+
+
+def test_closing_ends_no_process_of_anybody_else(endpoints):
+    """A user's aggregator or loss at the server may have some of its own."""
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(SECONDS,))
+    other.start()
+    try:
+        endpoints.close()
+        other.join(1)
+        assert other.is_alive()
+    finally:
+        other.kill()
+
+
+def test_a_process_that_cannot_be_started_is_this_machines_failure(endpoints, monkeypatch):
+    """Whoever explains it: where sites are elsewhere too, that is Globus Compute's place."""
+
+    def full():
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(local, "_start_worker", full)
+    error = endpoints.submit(CLIENT, ENTER).exception(SECONDS)
+    assert isinstance(error, EngineError)
+    assert "the local process failed (BlockingIOError: [Errno" in str(error)
 
 
 FORGETFUL = """
