@@ -55,7 +55,10 @@ def _register(record: Path, check: bool) -> dict[str, Any]:
 
     function_id = str(client.register_function(run))
     record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps({**_identity(), "function_id": function_id}, indent=2) + "\n")
+    # Whole or not at all: sites allow the id in it.
+    temporary = record.with_name(f"{record.name}.part")
+    temporary.write_text(json.dumps({**_identity(), "function_id": function_id}, indent=2) + "\n")
+    temporary.replace(record)
     return {"function_id": function_id, "changed": True}
 
 
@@ -71,8 +74,10 @@ def _identity() -> dict[str, str]:
 def _read(record: Path) -> dict[str, str] | None:
     """The record, if it is whole and of this identity."""
     try:
-        known: dict[str, str] = json.loads(record.read_text())
+        known = json.loads(record.read_text())
     except (OSError, ValueError):
+        return None
+    if not isinstance(known, dict):
         return None
     same = {key: known.get(key) for key in _identity()} == _identity()
     return known if same and "function_id" in known else None
