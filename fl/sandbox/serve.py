@@ -9,6 +9,7 @@ import os
 import secrets
 import signal
 import socket
+from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -47,6 +48,9 @@ class Service:
         broker: The listening socket of the sandbox's own broker, or the URL of a RabbitMQ.
         limit: How often a client may call.
         queues: What `stop` of an earlier run gave.
+
+    Raises:
+        ValueError: that is not what it gave.
     """
 
     def __init__(
@@ -65,7 +69,15 @@ class Service:
         self._listener = broker
         self._password = secrets.token_urlsafe(24)
         self._limit = limit or RateLimit()
-        self._queues = queues
+        if isinstance(broker, str):
+            address = Address(url=broker)
+        else:
+            self.broker = Broker(self._account)
+            snapshot.load(self.broker.vhost, queues or "{}")
+            address = Address(f"{HOST}:{broker.getsockname()[1]}")
+        self.dispatch = Dispatch(
+            store, address, address.url_for(SERVICE_USER, self._password), self._disconnect
+        )
         self._stop_web = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
 
@@ -75,16 +87,8 @@ class Service:
         Raises:
             BrokerUnavailableError: the RabbitMQ cannot be used.
         """
-        if isinstance(self._listener, str):
-            address = Address(url=self._listener)
-        else:
-            self.broker = Broker(self._account)
-            snapshot.load(self.broker.vhost, self._queues or "{}")
-            address = Address(f"{HOST}:{self._listener.getsockname()[1]}")
+        if self.broker and not isinstance(self._listener, str):
             await self.broker.start(self._listener)
-        self.dispatch = Dispatch(
-            self.store, address, address.url_for(SERVICE_USER, self._password), self._disconnect
-        )
         await self.dispatch.start()
         self._serving = asyncio.create_task(self._serve())
 
@@ -129,18 +133,18 @@ class Service:
     async def _web_stopped(self) -> None:
         await self._stop_web.wait()
 
-    async def stop(self) -> str:
+    async def stop(self) -> str | None:
         """Stop taking requests, then stop the broker.
 
         Returns:
-            What waits in the sandbox's own broker, for the next run.
+            What waits in the sandbox's own broker, for the next run; None where it has none.
         """
         self._stop_web.set()
         if self._serving:
             await asyncio.gather(self._serving, return_exceptions=True)
         await self.dispatch.stop()
         if self.broker is None:
-            return ""
+            return None
         await self.broker.stop()
         return snapshot.dump(self.broker.vhost)
 
@@ -165,14 +169,16 @@ class Sandbox:
         broker = options.broker or bind(identity.broker_port, "the broker")
         if isinstance(broker, socket.socket):
             identity = replace(identity, broker_port=broker.getsockname()[1])
-        folder.remember(identity)
         store = Store(folder.state)
         folder.state.chmod(0o600)
-        queues = folder.queues.read_text() if folder.queues.exists() else ""
         identities = Identities(lambda: folder.accepted(identity.client_id))
-        service = Service(store, identities, web, broker, queues=queues)
+        service = self._service(store, identities, web, broker)
         relay = Relay(identity.relay_port, folder.relay_log, self._relay_started)
-        try:
+        async with AsyncExitStack() as ends:  # each is done, whatever comes of the others
+            ends.callback(folder.record.unlink, missing_ok=True)
+            ends.callback(store.close)
+            ends.push_async_callback(self._stop, service)
+            ends.push_async_callback(relay.stop)
             try:
                 await service.start()
             except BrokerUnavailableError as error:
@@ -181,13 +187,27 @@ class Sandbox:
                 ) from error
             self._record = self._describe(identity, service.dispatch.address)
             await relay.start()
+            folder.remember(identity)  # not before: a port that is taken would be asked for again
+            if service.broker:
+                # From now on it holds what waited. A later start after a kill would send it twice.
+                folder.queues.unlink(missing_ok=True)
             ready.set()
             await stop.wait()
-        finally:
-            await relay.stop()
-            folder.write(folder.queues, await service.stop())
-            store.close()
-            folder.record.unlink(missing_ok=True)
+
+    def _service(
+        self, store: Store, identities: Identities, web: socket.socket, broker: socket.socket | str
+    ) -> Service:
+        file = self._folder.queues
+        try:
+            queues = file.read_text() if file.exists() else ""
+            return Service(store, identities, web, broker, queues=queues)
+        except (OSError, ValueError) as error:
+            raise SandboxError(f"cannot read {file}: {error}") from error
+
+    async def _stop(self, service: Service) -> None:
+        waiting = await service.stop()
+        if waiting is not None:
+            self._folder.write(self._folder.queues, waiting)
 
     def _choose_ports(self, identity: Identity) -> Identity:
         options = self._options
@@ -239,12 +259,12 @@ async def main(folder: Folder, options: Options, ready_fd: int) -> None:
     waiting = asyncio.create_task(ready.wait())
     await asyncio.wait([running, waiting], return_when=asyncio.FIRST_COMPLETED)
     with os.fdopen(ready_fd, "w") as pipe:
-        if ready.is_set():
-            pipe.write("ready")
-        else:
+        if not ready.is_set():
             waiting.cancel()
             pipe.write(_one_line(running.exception()))
-    await asyncio.gather(running, return_exceptions=True)
+            return
+        pipe.write("ready")
+    await running
 
 
 def _one_line(error: BaseException | None) -> str:

@@ -11,17 +11,20 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import requests
+from pika.spec import BasicProperties
 
-from fl.sandbox import daemon
+from fl.sandbox import daemon, snapshot
 from fl.sandbox.folder import Folder, ProcessRecord, SandboxError, process_records
 from fl.sandbox.options import Options
 from fl.sandbox.ports import free_port
+from fl.sandbox.queues import Message, Queue, VirtualHost
 
 from .conftest import eventually
 
@@ -142,6 +145,7 @@ def test_a_port_in_use_is_named_with_its_holder(folder: Folder, part: str) -> No
     assert "\n" not in said
     assert not folder.record.exists()
     assert ours(folder) == []
+    assert port not in asdict(folder.identity()).values(), "it is asked for again"
 
 
 def ours(folder: Folder) -> list[psutil.Process]:
@@ -214,6 +218,57 @@ def test_up_after_a_kill_takes_the_orphaned_relay_away(folder: Folder, options: 
     assert daemon.up(folder, options)
     assert relay.process() is None
     assert record(folder)["relay"] == before["relay"]
+
+
+def test_what_waited_is_not_sent_twice_after_a_kill(folder: Folder, options: Options) -> None:
+    """What the first took from its file may have been delivered, and done, before it was killed."""
+    folder.prepare()
+    folder.write(folder.queues, waiting())
+    daemon.up(folder, options)
+    sandbox = process_records(record(folder))[0]
+    os.kill(sandbox.pid, signal.SIGKILL)
+    eventually("the end of the sandbox", lambda: sandbox.process() is None)
+    daemon.up(folder, options)
+    daemon.down(folder)
+    assert json.loads(folder.queues.read_text()).get("waiting", []) == []
+
+
+def waiting() -> str:
+    """What a sandbox leaves in whose broker a message waits."""
+    vhost = VirtualHost()
+    queue = vhost.queues["waiting"] = Queue("waiting", durable=True)
+    queue.publish(Message("", "waiting", BasicProperties(), b"task"))
+    return snapshot.dump(vhost)
+
+
+def test_another_broker_leaves_what_waits_in_ours(folder: Folder, options: Options) -> None:
+    folder.prepare()
+    folder.write(folder.queues, waiting())
+    with pytest.raises(SandboxError, match="cannot use the broker"):
+        daemon.up(
+            folder, replace(options, broker=f"amqp://guest:guest@127.0.0.1:{free_port()}/%2f")
+        )
+    assert folder.queues.read_text() == waiting()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\udcff"])
+def test_spoilt_queues_are_named(folder: Folder, options: Options, text: str) -> None:
+    folder.prepare()
+    folder.queues.write_text(text, errors="surrogateescape")
+    with pytest.raises(SandboxError, match=r"cannot read .*queues\.json"):
+        daemon.up(folder, options)
+    assert folder.queues.read_text(errors="surrogateescape") == text
+    folder.queues.unlink()
+
+
+def test_what_goes_wrong_at_the_end_is_in_the_log(folder: Folder, options: Options) -> None:
+    daemon.up(folder, options)
+    sandbox = process_records(record(folder))[0]
+    folder.queues.mkdir()  # where what waits is to be written
+    os.kill(sandbox.pid, signal.SIGTERM)
+    eventually("the end of the sandbox", lambda: sandbox.process() is None)
+    assert "IsADirectoryError" in folder.log.read_text()
+    assert not folder.record.exists()
 
 
 def test_a_relay_that_ends_is_started_again(folder: Folder, options: Options) -> None:
