@@ -141,12 +141,12 @@ class Connection:
         while True:
             async with asyncio.timeout(silence_s):
                 frame = await self._read()
-            if frame.channel_number:
-                self._channel(frame).handle(frame)
-            elif isinstance(getattr(frame, "method", None), spec.Connection.Close):
-                self._send(spec.Connection.CloseOk())
-                return
-            await self._writer.drain()
+                if frame.channel_number:
+                    self._channel(frame).handle(frame)
+                elif isinstance(getattr(frame, "method", None), spec.Connection.Close):
+                    self._send(spec.Connection.CloseOk())
+                    return
+                await self._writer.drain()  # for as long: a client may send and read nothing
 
     async def _read(self) -> Frame:
         """The next frame.
@@ -190,7 +190,7 @@ class Connection:
         """Close the connection from the broker's side."""
         fault = ConnectionFaultError(CONNECTION_FORCED, f"CONNECTION_FORCED - {reason}")
         self._send(spec.Connection.Close(fault.code, fault.text, 0, 0))
-        self._writer.close()
+        self._hang_up()
 
     async def _close(self, fault: ConnectionFaultError) -> None:
         log.info("closing the connection of %s: %s", self.account.user or "a stranger", fault.text)
@@ -206,7 +206,12 @@ class Connection:
             channel.release()
         self._channels.clear()
         self.vhost.release(self)
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Close; of a client that does not read what was sent it, not for ever."""
         self._writer.close()
+        asyncio.get_running_loop().call_later(self.CLOSE_S, self._writer.transport.abort)
 
 
 class Broker:
@@ -258,6 +263,7 @@ class Broker:
             self._server.close()
         for connection in list(self._connections):
             connection.kick("broker forced connection closure with reason 'shutdown'")
-        deadline = asyncio.get_running_loop().time() + Connection.CLOSE_S
+        # Until each has given its messages back, to be kept.
+        deadline = asyncio.get_running_loop().time() + 2 * Connection.CLOSE_S
         while self._connections and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import struct
 import time
@@ -20,10 +21,13 @@ from pika.exceptions import (
     ProbableAuthenticationError,
     UnroutableError,
 )
+from pika.frame import Heartbeat
 
 from .conftest import Running, eventually
 
 Connect = Callable[..., pika.BlockingConnection]
+MESSAGES = 16
+"""Of 1 MiB each: more than a socket's buffers hold."""
 
 
 @pytest.fixture
@@ -288,6 +292,40 @@ class TestBuiltIn:
             while client.recv(65536):
                 pass
         assert bystander.channel().is_open
+
+    def test_a_client_that_reads_nothing_is_dropped(self, connect: Connect, queue: str) -> None:
+        """Though it beats, as pika's own threads may while their owner hangs."""
+        other = connect().channel()
+        deaf = self.deaf(connect(heartbeat=1), other, queue)
+
+        def returned() -> bool:
+            with contextlib.suppress(OSError):  # it was dropped
+                deaf.send(Heartbeat().marshal())
+            return ready(other, queue) == MESSAGES
+
+        eventually("its messages to come back", returned)
+
+    def test_what_a_client_did_not_read_is_kept_at_the_end(
+        self, running: Running, connect: Connect, queue: str
+    ) -> None:
+        self.deaf(connect(), connect().channel(), queue)
+        kept = running.call(running.service.stop())
+        assert len(json.loads(kept)[queue]) == MESSAGES
+
+    def deaf(self, connection: pika.BlockingConnection, other: Any, queue: str) -> Any:
+        """The socket of a consumer that never reads what it was sent: more than any buffer holds.
+
+        Args:
+            connection: Its connection; pika reads only when it is called.
+            other: The channel of somebody who fills the queue.
+            queue: Of which it is the consumer.
+        """
+        other.queue_declare(queue, durable=True)
+        connection.channel().basic_consume(queue, lambda *_: None)
+        for _ in range(MESSAGES):
+            other.basic_publish("", queue, b"x" * 2**20)
+        eventually("all to be on their way", lambda: ready(other, queue) == 0)
+        return connection._impl._transport._sock
 
     def test_what_the_subset_lacks_is_named(self, connect: Connect) -> None:
         channel = connect().channel()
