@@ -271,27 +271,37 @@ class TestBuiltIn:
             assert client.recv(8) == b""
 
     @pytest.mark.parametrize(
-        "rubbish",
+        ("rubbish", "code"),
         [
-            struct.pack(">BHI", 1, 0, 2**31),  # a frame of 2 GiB
-            struct.pack(">BHI", 9, 0, 0) + b"\xce",  # no such type
-            struct.pack(">BHI", 1, 0, 4) + b"\xff\xff\xff\xff\xce",  # no such method
-            struct.pack(">BHI", 1, 0, 4) + b"\x00\x0a\x00\x0b\x00",  # no end mark
-            struct.pack(">BHI", 2, 0, 2) + b"\x00\x00\xce",  # half a header
-            struct.pack(">BHI", 1, 0, 8) + b"\x00\x0a\x00\x0b\x00\x00\xff\xff\xce",  # short table
-            struct.pack(">BHI", 3, 7, 1) + b"x\xce",  # a body on a channel not opened
+            (struct.pack(">BHI", 1, 0, 2**31), 501),  # a frame of 2 GiB
+            (struct.pack(">BHI", 9, 0, 0) + b"\xce", 501),  # no such type
+            (struct.pack(">BHI", 1, 0, 4) + b"\xff\xff\xff\xff\xce", 501),  # no such method
+            (struct.pack(">BHI", 1, 0, 4) + b"\x00\x0a\x00\x0b\x00", 501),  # no end mark
+            (struct.pack(">BHI", 2, 0, 2) + b"\x00\x00\xce", 501),  # half a header
+            (  # a short table
+                struct.pack(">BHI", 1, 0, 8) + b"\x00\x0a\x00\x0b\x00\x00\xff\xff\xce",
+                501,
+            ),
+            (struct.pack(">BHI", 3, 7, 1) + b"x\xce", 504),  # a body on a channel not opened
         ],
     )
     def test_rubbish_ends_its_own_connection_only(
-        self, running: Running, connect: Connect, rubbish: bytes
+        self, connect: Connect, rubbish: bytes, code: int
     ) -> None:
-        bystander = connect()
-        with socket.create_connection(("127.0.0.1", running.broker_port), 5) as client:
-            client.sendall(b"AMQP\x00\x00\x09\x01" + rubbish)
-            client.shutdown(socket.SHUT_WR)
-            while client.recv(65536):
-                pass
+        bystander, connection = connect(), connect()
+        connection._impl._transport._sock.sendall(rubbish)
+        with pytest.raises(ConnectionClosedByBroker) as closed:
+            connection.process_data_events(5)
+        assert closed.value.reply_code == code
         assert bystander.channel().is_open
+
+    def test_a_strangers_rubbish_ends_its_connection(self, running: Running) -> None:
+        with socket.create_connection(("127.0.0.1", running.broker_port), 5) as client:
+            client.sendall(b"AMQP\x00\x00\x09\x01" + struct.pack(">BHI", 9, 0, 0) + b"\xce")
+            heard = b""
+            while more := client.recv(65536):
+                heard += more
+        assert b"FRAME_ERROR" in heard
 
     def test_a_client_that_reads_nothing_is_dropped(self, connect: Connect, queue: str) -> None:
         """Though it beats, as pika's own threads may while their owner hangs."""

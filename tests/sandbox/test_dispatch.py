@@ -148,6 +148,9 @@ def test_a_user_endpoint_that_reads_is_not_started_again(
 def test_tasks_wait_for_a_manager_that_is_away(site: Site) -> None:
     site.submit()
     time.sleep(1.2)  # one turn of the watch
+    commands = site.registration["command_queue_info"]["queue"]
+    owner = site.channel(site.running.service.dispatch._own_url)
+    assert owner.queue_declare(commands, passive=True).method.message_count == 0
     site.commanded(site.listen())
     assert len(site.commands) == 1
 
