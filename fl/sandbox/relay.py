@@ -75,7 +75,7 @@ class Relay:
                         return
                     await asyncio.sleep(0.05)
         except TimeoutError:
-            await self.stop()
+            await self._end(process)
             raise SandboxError(
                 f"the ProxyStore relay did not answer in {self.READY_S:.0f} s"
             ) from None
@@ -86,15 +86,21 @@ class Relay:
             status = await self._process.wait()
             log.warning("the relay ended with status %s; starting it again", status)
             await asyncio.sleep(self.RESTART_S)
-            with contextlib.suppress(SandboxError):
+            try:
                 await self._spawn()
+            except (SandboxError, OSError) as error:
+                log.warning("it did not start: %s", error)
 
     async def stop(self) -> None:
         """Stop the relay."""
         if self._keeper:
             self._keeper.cancel()
         process, self._process = self._process, None
-        if process is None or process.returncode is not None:
+        if process is not None:
+            await self._end(process)
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        if process.returncode is not None:
             return
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
