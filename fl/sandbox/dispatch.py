@@ -112,7 +112,7 @@ class Dispatch:
         Raises:
             BrokerUnavailableError: the broker cannot be reached.
         """
-        self._link = await self._connect()
+        await self._connect()
         self._background = [
             asyncio.create_task(self._stay_connected()),
             asyncio.create_task(self._watch()),
@@ -126,8 +126,17 @@ class Dispatch:
         if self._link:
             await self._link.close()
 
-    async def _connect(self) -> Link:
+    async def _connect(self) -> None:
         link = await Link.open(self._own_url)
+        try:
+            await self._prepare(link)
+        except Exception:
+            self._link = None
+            await link.close()
+            raise
+
+    async def _prepare(self, link: Link) -> None:
+        """Make the queues, and read those that are the service's own."""
         await link.declare_exchange(EXCHANGE, "topic")
         for queue in (RESULTS, HEARTBEATS):
             await link.declare_queue(queue)
@@ -141,7 +150,6 @@ class Dispatch:
         self._link = link
         await link.consume(RESULTS, self._on_result)
         await link.consume(HEARTBEATS, self._on_heartbeat)
-        return link
 
     async def _stay_connected(self) -> None:
         while True:
@@ -150,8 +158,12 @@ class Dispatch:
                 self._link = None
                 log.warning("lost the broker; connecting again")
             await asyncio.sleep(self.RECONNECT_S)
-            with contextlib.suppress(BrokerUnavailableError):
-                self._link = await self._connect()
+            try:
+                await self._connect()
+            except BrokerUnavailableError:
+                continue
+            except Exception:
+                log.exception("could not connect again")
 
     @property
     def link(self) -> Link:
@@ -260,12 +272,16 @@ class Dispatch:
         expire_at = 0.0
         while True:
             await asyncio.sleep(self.WATCH_S)
-            if time.monotonic() >= expire_at:
-                self._store.expire(time.time())
-                expire_at = time.monotonic() + self.EXPIRE_S
-            with contextlib.suppress(BrokerUnavailableError):
+            try:
+                if time.monotonic() >= expire_at:
+                    expire_at = time.monotonic() + self.EXPIRE_S
+                    self._store.expire(time.time())
                 for endpoint in self._store.waiting_endpoints():
                     await self._wake(endpoint)
+            except BrokerUnavailableError:
+                continue
+            except Exception:  # a full disk, say
+                log.exception("could not look after the tasks that wait")
 
     async def _wake(self, endpoint: Endpoint) -> None:
         """Have the manager start a user endpoint, if tasks wait for one and the manager listens.

@@ -56,22 +56,28 @@ class Link:
             parameters = pika.URLParameters(url)
         except ValueError as error:
             raise BrokerUnavailableError(f"not a URL for AMQP: {error}") from error
-        AsyncioConnection(
+        connection = AsyncioConnection(
             parameters,
             on_open_callback=lambda c: _settle(opened, c),
             on_open_error_callback=lambda _, error: _settle(opened, _unavailable(error)),
         )
         try:
             async with asyncio.timeout(cls.DEADLINE_S):
-                connection = await opened
+                await opened
                 channel = await _channel(connection)
         except TimeoutError as error:
+            if not (connection.is_closing or connection.is_closed):
+                connection.close()
             raise BrokerUnavailableError(f"no answer within {cls.DEADLINE_S:.0f} s") from error
         link = cls(connection, channel)
         connection.add_on_close_callback(lambda _, reason: link._lost(reason))
         channel.add_on_close_callback(lambda _, reason: link._lost(reason))
         channel.add_on_return_callback(link._returned)
-        await link._call(channel.confirm_delivery, link._confirmed)
+        try:
+            await link._call(channel.confirm_delivery, link._confirmed)
+        except BrokerUnavailableError:
+            await link.close()
+            raise
         return link
 
     async def _call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ from globus_compute_common.messagepack.message_types import (
 from pika.exceptions import AMQPError, ChannelClosedByBroker, ProbableAuthenticationError
 
 from fl.sandbox.dispatch import Dispatch
+from fl.sandbox.link import BrokerUnavailableError, Link
+from fl.sandbox.store import Endpoint
 
 from .conftest import Running, eventually
 
@@ -313,6 +316,49 @@ def test_the_services_own_connection_comes_back(
     site.beat(heartbeat_period=30)
     eventually("online", lambda: site.status() == "online")
     site.commanded(site.listen() if site.submit() else None)
+
+
+@pytest.mark.parametrize("error", [BrokerUnavailableError("no answer"), RuntimeError("another")])
+def test_a_connection_that_cannot_be_used_is_closed_and_another_made(
+    site: Site, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """It would be taken for one by which results are read."""
+    monkeypatch.setattr(Dispatch, "RECONNECT_S", 0.1)
+    consume, useless = Link.consume, list[Link]()
+
+    async def fail_once(link: Link, *what: Any) -> None:
+        if not useless:
+            useless.append(link)
+            raise error
+        await consume(link, *what)
+
+    monkeypatch.setattr(Link, "consume", fail_once)
+    dispatch = site.running.service.dispatch
+    old = dispatch.link
+    site.running.later(old._connection.close)
+    eventually("a try", lambda: useless)
+    eventually("another", lambda: dispatch._link not in (None, old, useless[0]))
+    assert useless[0].closed.done()
+    site.beat(heartbeat_period=30)
+    eventually("online", lambda: site.status() == "online")
+
+
+def test_an_error_does_not_end_the_watch(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Dispatch, "RESTART_S", 0.5)
+    store = site.running.service.store
+    waiting, failed = store.waiting_endpoints, list[bool]()
+
+    def full_once() -> list[Endpoint]:
+        if not failed:
+            failed.append(True)
+            raise sqlite3.OperationalError("database or disk is full")
+        return waiting()
+
+    monkeypatch.setattr(store, "waiting_endpoints", full_once)
+    channel = site.listen()
+    site.submit()
+    eventually("the error", lambda: failed)
+    site.commanded(channel, 3)
 
 
 def test_a_broker_that_is_away_is_said_to_be(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

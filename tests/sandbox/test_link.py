@@ -66,6 +66,27 @@ def test_messages_are_handled_in_order_and_kept_when_handling_fails(running: Run
     assert asyncio.run(scenario()) == [b"1", b"2"]
 
 
+def test_a_broker_that_does_not_answer_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service tries again and again: each try would leave a connection."""
+    monkeypatch.setattr(Link, "DEADLINE_S", 0.2)
+    ended = list[bytes]()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ended.append(await reader.read())
+        writer.close()
+
+    async def scenario() -> None:
+        async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            with pytest.raises(BrokerUnavailableError, match="no answer"):
+                await Link.open(f"amqp://127.0.0.1:{port}")
+            async with asyncio.timeout(5):
+                while not ended:
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("broker_kind", ["built-in"])
 def test_what_is_wrong_with_a_broker_is_said_in_one_line(running: Running) -> None:
     good = f"127.0.0.1:{running.broker_port}/%2F"
