@@ -5,7 +5,6 @@ It never touches a process that is not its own: ids come round again, so start t
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import select
@@ -13,8 +12,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,14 +28,6 @@ DOWN_S = 15.0
 ANSWER_S = 5.0
 
 
-@contextmanager
-def _locked(folder: Folder) -> Iterator[None]:
-    """Let one ``up`` or ``down`` at a time work on a folder."""
-    with os.fdopen(os.open(folder.lock, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def up(folder: Folder, options: Options) -> bool:
     """Start the sandbox and return when web service, broker and relay answer.
 
@@ -48,7 +38,7 @@ def up(folder: Folder, options: Options) -> bool:
         SandboxError: it cannot start; nothing is left running.
     """
     folder.prepare()
-    with _locked(folder):
+    with folder.locked():
         record = folder.read(folder.record)
         if _runs(record):
             if not answers(record):
@@ -103,18 +93,20 @@ def down(folder: Folder) -> bool:
     Raises:
         SandboxError: something of it would not end.
     """
-    if not folder.path.is_dir():
+    if not folder.lock.exists():  # nothing ever ran there
         return False
-    with _locked(folder):
+    with folder.locked():
         return _stop(folder)
 
 
 def _stop(folder: Folder) -> bool:
     """End what the record names, the sandbox before its relay, and drop the record."""
-    found = [r.process() for r in process_records(folder.read(folder.record))]
+    records = process_records(folder.read(folder.record))
+    found = [record.process() for record in records]
     for process in found:
         _end(process)
-    folder.record.unlink(missing_ok=True)
+    if records:  # else it is none of ours
+        folder.record.unlink(missing_ok=True)
     return any(found)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -81,14 +84,23 @@ class Folder:
         """Make the folder, for nobody else's eyes.
 
         Raises:
-            SandboxError: it cannot be made.
+            SandboxError: it cannot be made; or it is there, and not for its owner alone.
         """
         try:
             for folder in (self.path, self.logs):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                folder.chmod(0o700)
+            others = self.path.stat().st_mode & 0o077
         except OSError as error:
             raise SandboxError(f"cannot make the folder {self.path}: {error.strerror}") from error
+        if others:  # it may be somebody's: it is not ours to close
+            raise SandboxError(f"others can use {self.path}: chmod 700 it, or take another --dir")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Let one command at a time work on the folder."""
+        with os.fdopen(os.open(self.lock, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def write(self, path: Path, text: str) -> None:
         """Replace a file as a whole, for nobody else's eyes."""
