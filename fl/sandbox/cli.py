@@ -81,7 +81,7 @@ def up(folder: Folder, **chosen: Any) -> int:
     """Start; return when everything answers."""
     options = Options(**chosen)
     if options.broker and not options.broker.startswith("amqp://"):
-        raise SandboxError(f"--broker {options.broker!r} is not an amqp:// URL")
+        raise SandboxError("--broker is not an amqp:// URL")
     started = daemon.up(folder, options)
     record = folder.read(folder.record)
     click.echo(f"{'up' if started else 'already up'}: {record['compute']} ({folder.path})")
@@ -141,7 +141,9 @@ def client(folder: Folder, site: str) -> int:
     if not re.fullmatch("[A-Za-z0-9_-]+", site):
         raise SandboxError(f"{site!r} is no name of a site")
     folder.prepare()
-    click.echo(folder.add_client(site).client_id)
+    with folder.locked():
+        made = folder.add_client(site)
+    click.echo(made.client_id)
     return 0
 
 

@@ -143,6 +143,9 @@ def status(folder: Folder) -> dict[str, Any]:
     Returns:
         Nothing if it is down; else the record, with ``parts`` (whether each answers) and
         ``endpoints`` (a list of {id, name, status}).
+
+    Raises:
+        SandboxError: it does not say what it knows of them.
     """
     record = folder.read(folder.record)
     if not _runs(record):
@@ -160,6 +163,14 @@ def status(folder: Folder) -> dict[str, Any]:
 
 
 def _endpoints(folder: Folder, record: dict[str, Any]) -> list[dict[str, Any]]:
+    try:
+        return _ask(folder, record)
+    except (OSError, ValueError) as error:
+        said = f"cannot ask the sandbox of {folder.path} for its endpoints: {error}"
+        raise SandboxError(said) from error
+
+
+def _ask(folder: Folder, record: dict[str, Any]) -> list[dict[str, Any]]:
     request = urllib.request.Request(  # noqa: S310 - the URL is our own http://localhost
         f"{record['compute']}/sandbox/endpoints",
         headers={"Authorization": f"Sandbox {folder.secrets()[0]}"},

@@ -54,8 +54,9 @@ class Link:
         opened: asyncio.Future[AsyncioConnection] = asyncio.get_running_loop().create_future()
         try:
             parameters = pika.URLParameters(url)
-        except ValueError as error:
-            raise BrokerUnavailableError(f"not a URL for AMQP: {error}") from error
+        except ValueError:  # whose text may hold a part of the password
+            escaped = "in its password, / is written %2F, # %23, ? %3F and @ %40"
+            raise BrokerUnavailableError(f"not a URL for AMQP; {escaped}") from None
         connection = AsyncioConnection(
             parameters,
             on_open_callback=lambda c: _settle(opened, c),

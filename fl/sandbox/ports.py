@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 
 import psutil
@@ -16,7 +17,7 @@ def bind(port: int, purpose: str) -> socket.socket:
     """A listening socket on loopback; port 0 picks a free one.
 
     Raises:
-        SandboxError: the port is in use.
+        SandboxError: the port is in use, or not to be had.
     """
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -25,9 +26,9 @@ def bind(port: int, purpose: str) -> socket.socket:
         listener.listen(512)
     except OSError as error:
         listener.close()
-        raise SandboxError(
-            f"port {port}, which {purpose} needs, is in use{holder(port)}"
-        ) from error
+        used = error.errno == errno.EADDRINUSE
+        why = f"is in use{holder(port)}" if used else f"cannot be had: {error.strerror}"
+        raise SandboxError(f"port {port}, which {purpose} needs, {why}") from error
     listener.setblocking(False)
     return listener
 

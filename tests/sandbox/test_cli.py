@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shlex
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from fl.sandbox import daemon
 from fl.sandbox.cli import sandbox
-from fl.sandbox.folder import Folder
+from fl.sandbox.folder import Folder, ProcessRecord
 from fl.sandbox.ports import free_port
 
 
@@ -69,10 +72,47 @@ def test_a_site_gets_a_client_of_its_own_once(box: Path) -> None:
     assert run("client", "../site", box=box).exit_code == 1
 
 
+def test_clients_are_made_one_at_a_time(box: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two commands would write one file, and know each other's site under two ids."""
+    write, held = Folder.write, list[bool]()
+
+    def watched(folder: Folder, path: Path, text: str) -> None:
+        with folder.lock.open() as another:
+            try:
+                fcntl.flock(another, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.append(True)
+        write(folder, path, text)
+
+    monkeypatch.setattr(Folder, "write", watched)
+    assert run("client", "site-b", box=box).exit_code == 0
+    assert held
+
+
+@pytest.mark.parametrize("secret", ["secret", None])
+def test_a_sandbox_that_does_not_list_its_endpoints_is_said_to(
+    box: Path, monkeypatch: pytest.MonkeyPatch, secret: str | None
+) -> None:
+    """Nobody listens where it is asked; or its secret was lost."""
+    folder, known = Folder(box), ProcessRecord.of(os.getpid())
+    folder.prepare()
+    content = {**asdict(known), "compute": f"http://127.0.0.1:{free_port()}"}
+    folder.record.write_text(json.dumps(content))
+    if secret:
+        folder.secret.write_text(secret)
+    monkeypatch.setattr(daemon, "answers", lambda _: True)
+    result = run("status", box=box)
+    folder.record.unlink()  # this process is no sandbox to take down
+    assert result.exit_code == 1
+    assert "cannot ask the sandbox" in result.output
+    assert result.output.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["env"], "no sandbox is up"),
+        (["up", "--broker", "amqps://guest:hunter2@localhost"], "is not an amqp:// URL"),
         (["up", "--broker", "http://localhost"], "is not an amqp:// URL"),
     ],
 )
@@ -82,6 +122,7 @@ def test_what_cannot_be_done_is_said_in_one_line(
     result = run(*arguments, box=box)
     assert result.exit_code == 1
     assert said in result.output
+    assert "hunter2" not in result.output
     assert result.output.count("\n") == 1
 
 

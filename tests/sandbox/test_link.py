@@ -97,7 +97,9 @@ def test_what_is_wrong_with_a_broker_is_said_in_one_line(running: Running) -> No
             (f"amqp://guest:wrong@{good}", "ACCESS_REFUSED"),
             (f"amqp://127.0.0.1:{unheard}", "refused"),
             ("amqp://127.0.0.1:port", "not a URL"),
+            (f"amqp://guest:hunter2/more@{good}", "not a URL"),
         ):
             with pytest.raises(BrokerUnavailableError, match=said) as error:
                 asyncio.run(Link.open(url))
             assert "\n" not in str(error.value)
+            assert "hunter2" not in str(error.value)
