@@ -8,8 +8,9 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -68,6 +69,19 @@ def group_queue(group: Group) -> str:
     return f"{group.owner}.{group.id}"
 
 
+Sends = dict[str, Callable[[], Awaitable[None]]]
+"""What sends a task, by its id."""
+
+
+async def _unsent(sends: Sends) -> Sends:
+    """Those of the sends that the broker did not take."""
+    outcomes = await asyncio.gather(*(send() for send in sends.values()), return_exceptions=True)
+    for outcome in outcomes:
+        if outcome is not None and not isinstance(outcome, BrokerUnavailableError):
+            raise outcome
+    return {i: sends[i] for i, outcome in zip(sends, outcomes, strict=True) if outcome is not None}
+
+
 @dataclass
 class Start:
     """How often a user endpoint was asked to start in vain, and when to ask again (monotonic s)."""
@@ -104,6 +118,7 @@ class Dispatch:
         self._disconnect = disconnect
         self._link: Link | None = None
         self._starts: dict[str, Start] = {}
+        self._sent_later: Sends = {}
         self._background: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -240,15 +255,16 @@ class Dispatch:
         await self.link.declare_queue(tasks_queue(endpoint.id))
         ids = [str(uuid.uuid4()) for _ in calls]
         self._store.add_tasks(group, endpoint, ids)
-        sends = (
-            self._send_task(endpoint, task_id, function, arguments, headers)
+        sends: Sends = {
+            task_id: partial(self._send_task, endpoint, task_id, function, arguments, headers)
             for task_id, (function, arguments) in zip(ids, calls, strict=True)
-        )
-        try:
-            await asyncio.gather(*sends)
-        except BrokerUnavailableError:
+        }
+        unsent = await _unsent(sends)
+        if len(unsent) == len(sends):
             self._store.drop_tasks(ids)
-            raise
+            raise BrokerUnavailableError("the broker took no task")
+        # Were the batch refused, it would be sent again as a whole, and a part of it done twice.
+        self._sent_later |= unsent
         with contextlib.suppress(BrokerUnavailableError):  # the tasks are on their way all the same
             await self._wake(endpoint)
         return ids
@@ -276,12 +292,19 @@ class Dispatch:
                 if time.monotonic() >= expire_at:
                     expire_at = time.monotonic() + self.EXPIRE_S
                     self._store.expire(time.time())
+                await self._send_rest()
                 for endpoint in self._store.waiting_endpoints():
                     await self._wake(endpoint)
             except BrokerUnavailableError:
                 continue
             except Exception:  # a full disk, say
                 log.exception("could not look after the tasks that wait")
+
+    async def _send_rest(self) -> None:
+        """Send what the broker did not take of a batch, unless it has ended meanwhile."""
+        rest, self._sent_later = self._sent_later, {}
+        open_ = {i: send for i, send in rest.items() if self._store.is_open(i)}
+        self._sent_later |= await _unsent(open_)
 
     async def _wake(self, endpoint: Endpoint) -> None:
         """Have the manager start a user endpoint, if tasks wait for one and the manager listens.

@@ -264,6 +264,11 @@ class Store:
         found = self._tasks("tasks.id = ?", task_id)
         return found[0] if found else None
 
+    def is_open(self, task_id: str) -> bool:
+        """Whether a task is known and has no result."""
+        task = self.task(task_id)
+        return task is not None and task.completed is None
+
     def tasks_of(self, group: Group) -> list[str]:
         """The ids of a group's tasks, in the order in which they came."""
         rows = self._db.execute(

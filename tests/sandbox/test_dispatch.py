@@ -318,6 +318,45 @@ def test_the_services_own_connection_comes_back(
     site.commanded(site.listen() if site.submit() else None)
 
 
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The queues of tasks that a broker does not take at first."""
+    publish, refused = Link.publish, list[str]()
+
+    async def refuse_once(link: Link, queue: str, *what: Any) -> None:
+        if queue.endswith(".tasks") and not refused:
+            refused.append(queue)
+            raise BrokerUnavailableError("the broker did not answer")
+        await publish(link, queue, *what)
+
+    monkeypatch.setattr(Link, "publish", refuse_once)
+    return refused
+
+
+def test_a_batch_that_was_sent_in_part_is_not_sent_twice(site: Site, refused: list[str]) -> None:
+    """The SDK sends the whole again where it is told that the service was not available."""
+    v3 = site.running.v3()
+    with v3.retry_config.tune(max_retries=0):
+        answer = v3.submit(site.id, {"tasks": {site.function: ["one", "two"]}})
+    owner = site.channel(site.running.service.dispatch._own_url)
+    got: list[str] = []
+
+    def both() -> bool:
+        _, properties, _ = owner.basic_get(refused[0], auto_ack=True)
+        got.extend([properties.headers["task_uuid"]] if properties else [])
+        return len(got) == 2
+
+    eventually("both tasks", both)
+    assert sorted(got) == sorted(answer["tasks"][site.function])
+
+
+def test_a_batch_of_which_nothing_was_sent_is_refused(site: Site, refused: list[str]) -> None:
+    v3 = site.running.v3()
+    with v3.retry_config.tune(max_retries=0), pytest.raises(Exception, match="503"):
+        v3.submit(site.id, {"tasks": {site.function: ["one"]}})
+    assert refused and not site.running.later(site.running.service.store.waiting_endpoints)
+
+
 @pytest.mark.parametrize("error", [BrokerUnavailableError("no answer"), RuntimeError("another")])
 def test_a_connection_that_cannot_be_used_is_closed_and_another_made(
     site: Site, monkeypatch: pytest.MonkeyPatch, error: Exception
