@@ -291,7 +291,7 @@ class Dispatch:
             try:
                 if time.monotonic() >= expire_at:
                     expire_at = time.monotonic() + self.EXPIRE_S
-                    self._store.expire(time.time())
+                    await self._expire(time.time())
                 await self._send_rest()
                 for endpoint in self._store.waiting_endpoints():
                     await self._wake(endpoint)
@@ -299,6 +299,13 @@ class Dispatch:
                 continue
             except Exception:  # a full disk, say
                 log.exception("could not look after the tasks that wait")
+
+    async def _expire(self, now: float) -> None:
+        self._store.expire(now)
+        for group in self._store.old_groups(now):
+            if group.queue:
+                await self.link.delete_queue(group_queue(group))
+            self._store.delete_group(group.id)
 
     async def _send_rest(self) -> None:
         """Send what the broker did not take of a batch, unless it has ended meanwhile."""

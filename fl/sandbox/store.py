@@ -28,7 +28,7 @@ CREATE TABLE IF NOT EXISTS endpoints (
 CREATE TABLE IF NOT EXISTS functions (
   id TEXT PRIMARY KEY, owner TEXT NOT NULL, code TEXT NOT NULL, registration TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS groups (
-  id TEXT PRIMARY KEY, owner TEXT NOT NULL, queue INTEGER NOT NULL);
+  id TEXT PRIMARY KEY, owner TEXT NOT NULL, queue INTEGER NOT NULL, used REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS tasks (
   id TEXT PRIMARY KEY, task_group TEXT NOT NULL REFERENCES groups(id), endpoint TEXT NOT NULL,
   submitted REAL NOT NULL, completed REAL, failed INTEGER, data TEXT, details TEXT);
@@ -105,6 +105,10 @@ class Store:
         self._db.execute("PRAGMA foreign_keys = ON")
         self._db.execute("PRAGMA synchronous = OFF")
         self._db.executescript(SCHEMA)
+        if "used" not in [column[1] for column in self._db.execute("PRAGMA table_info(groups)")]:
+            # A file of an earlier version.
+            self._db.execute("ALTER TABLE groups ADD COLUMN used REAL NOT NULL DEFAULT 0")
+            self._db.execute("UPDATE groups SET used = ?", (time.time(),))
 
     def close(self) -> None:
         """Close the file."""
@@ -213,7 +217,7 @@ class Store:
     def add_group(self, owner: str) -> Group:
         """Start a task group."""
         group = Group(str(uuid.uuid4()), owner, queue=False)
-        self._db.execute("INSERT INTO groups VALUES (?,?,0)", (group.id, owner))
+        self._db.execute("INSERT INTO groups VALUES (?,?,0,?)", (group.id, owner, time.time()))
         return group
 
     def give_queue(self, group: Group) -> Group:
@@ -233,10 +237,22 @@ class Store:
         rows = self._db.execute("SELECT id, owner FROM groups WHERE queue = 1")
         return [Group(r[0], r[1], queue=True) for r in rows]
 
+    def old_groups(self, now: float) -> list[Group]:
+        """The task groups of which even the last task is too old to be known."""
+        rows = self._db.execute(
+            "SELECT id, owner, queue FROM groups WHERE used < ?", (now - TASK_KEPT_S,)
+        )
+        return [Group(r[0], r[1], bool(r[2])) for r in rows]
+
+    def delete_group(self, group_id: str) -> None:
+        """Forget a task group that has no tasks."""
+        self._db.execute("DELETE FROM groups WHERE id = ?", (group_id,))
+
     def add_tasks(self, group: Group, endpoint: Endpoint, ids: Iterable[str]) -> None:
         """Remember tasks that are on their way to a user endpoint."""
         now = time.time()
         with self._transaction():
+            self._db.execute("UPDATE groups SET used = ? WHERE id = ?", (now, group.id))
             self._db.executemany(
                 "INSERT INTO tasks (id, task_group, endpoint, submitted) VALUES (?,?,?,?)",
                 [(task_id, group.id, endpoint.id, now) for task_id in ids],

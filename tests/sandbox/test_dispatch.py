@@ -382,6 +382,26 @@ def test_a_connection_that_cannot_be_used_is_closed_and_another_made(
     eventually("online", lambda: site.status() == "online")
 
 
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is old is looked for at every turn; asked for before there is a service."""
+    monkeypatch.setattr(Dispatch, "EXPIRE_S", 0.0)
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_groups_queue_ends_with_the_group(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, group = site.submit(create_queue=True)
+    owner = site.channel(site.running.service.dispatch._own_url)
+    queue = f"{site.running.clients[0]}.{group}"
+    assert owner.queue_declare(queue, passive=True)
+    monkeypatch.setattr("fl.sandbox.store.TASK_KEPT_S", 0)
+    store = site.running.service.store
+    eventually("its end", lambda: site.running.later(store.group, group) is None)
+    with pytest.raises(ChannelClosedByBroker) as closed:
+        owner.queue_declare(queue, passive=True)
+    assert closed.value.reply_code == 404
+
+
 def test_an_error_does_not_end_the_watch(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Dispatch, "RESTART_S", 0.5)
     store = site.running.service.store

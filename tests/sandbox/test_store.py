@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import time
 from pathlib import Path
 
-from fl.sandbox.store import RESULT_KEPT_S, TASK_KEPT_S, Store
+from fl.sandbox.store import RESULT_KEPT_S, TASK_KEPT_S, Group, Store
 
 
 def test_what_was_stored_is_there_after_a_restart(tmp_path: Path) -> None:
@@ -43,6 +45,34 @@ def test_results_are_kept_30_minutes_and_tasks_two_weeks() -> None:
     assert store.task("open")
     store.expire(now + TASK_KEPT_S + 5)
     assert store.task("open") is None
+
+
+def test_groups_are_kept_two_weeks_after_their_last_task() -> None:
+    store = Store()
+    child = store.user_endpoint(store.add_endpoint("me", {}), "me", {}, {})
+    used, unused = store.add_group("me"), store.give_queue(store.add_group("me"))
+    store._db.execute("UPDATE groups SET used = used - 100")
+    store.add_tasks(used, child, ["task"])
+    then = time.time() + TASK_KEPT_S
+    assert store.old_groups(then - 200) == []
+    assert store.old_groups(then - 50) == [unused]
+    store.expire(then + 50)
+    assert store.old_groups(then + 50) == [used, unused]
+    store.delete_group(used.id)
+    assert store.group(used.id) is None
+
+
+def test_a_file_of_before_groups_had_an_age_is_read(tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "state")) as old:
+        old.execute(
+            "CREATE TABLE groups (id TEXT PRIMARY KEY, owner TEXT NOT NULL, queue INTEGER NOT NULL)"
+        )
+        old.execute("INSERT INTO groups VALUES ('g', 'me', 1)")
+        old.commit()
+    store = Store(tmp_path / "state")
+    assert store.groups() == [Group("g", "me", queue=True)]
+    assert store.old_groups(time.time() + TASK_KEPT_S - 50) == []
+    store.close()
 
 
 def test_a_managers_end_is_its_user_endpoints_end() -> None:
