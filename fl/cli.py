@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import click
 
@@ -30,9 +31,25 @@ if TYPE_CHECKING:
 
 FolderPath = click.Path(path_type=Path, file_okay=False)
 FilePath = click.Path(path_type=Path, dir_okay=False)
-Seconds = click.FloatRange(min=0, min_open=True)
 NO_FILES = "give a federation's or an experiment's folder, or --server and --clients"
+RESUMED = "--resume goes on with the files that its run began with"
 P = ParamSpec("P")
+
+
+class Seconds(click.FloatRange):
+    """A time that can be waited for: no NaN, which is in every range, and no infinity."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True, max=1e8)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """See `click.ParamType.convert`."""
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value} is no number of seconds", param, ctx)
+        return seconds
 
 
 def reporting(command: Callable[P, None]) -> Callable[P, None]:
@@ -80,6 +97,9 @@ def federation_files(command: Callable[Concatenate[Files | None, P], None]) -> C
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> None:
+        given = experiment or server or clients or overrides
+        if given and kwargs.get("resume") is not None:
+            raise click.UsageError(RESUMED)
         if experiment is not None and (server or clients):
             raise click.UsageError("give an experiment's folder, or --server and --clients")
         if experiment is not None:
@@ -119,8 +139,8 @@ def run_main(files: Files | None, resume: Path | None, dry_run: bool) -> None:
     Writes a run folder with the final model, metrics.jsonl, checkpoints, the configuration and the
     versions. Ctrl-C ends the run after the round that goes on, a second one at once.
     """
-    if resume is not None and (files is not None or dry_run):
-        raise click.UsageError("--resume goes on with the files that its run began with")
+    if resume is not None and dry_run:
+        raise click.UsageError(RESUMED)
     if resume is None and files is None:
         raise click.UsageError(f"{NO_FILES}, or --resume")
     from fl import run  # torch takes seconds to import: not for --help
@@ -167,7 +187,7 @@ def init(folder: Path, model: str) -> None:
 @federation_files
 @click.option("--quick", is_flag=True, help="Ask only what needs no worker, and so no job.")
 @click.option(
-    "--deadline", default=300.0, type=Seconds, show_default=True, help="Seconds a site may take."
+    "--deadline", default=300.0, type=Seconds(), show_default=True, help="Seconds a site may take."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 @reporting
@@ -192,7 +212,11 @@ def check(files: Files | None, quick: bool, deadline: float, as_json: bool) -> N
 @main.command()
 @federation_files
 @click.option(
-    "--deadline", default=300.0, type=Seconds, show_default=True, help="Seconds a worker may take."
+    "--deadline",
+    default=300.0,
+    type=Seconds(),
+    show_default=True,
+    help="Seconds a worker may take.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 @reporting

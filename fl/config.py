@@ -30,7 +30,8 @@ class Section(BaseModel):
 
 
 PositiveInt = Annotated[int, Field(gt=0)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# What clocks and calendars can still add to; three years.
+Seconds = Annotated[float, Field(gt=0, le=1e8, allow_inf_nan=False)]
 Arguments = dict[str, Any]
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 FileName = Annotated[str, Field(pattern=NAME_PATTERN)]

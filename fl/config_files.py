@@ -334,6 +334,8 @@ def explain(
         if elsewhere or near:
             return f"{where}: unknown key; did you mean {' or '.join(elsewhere or near)}?"
         return f"{where}: unknown key; known here: {', '.join(known)}"
+    if fault["type"] == "json_invalid":  # half a character, which only a text of YAML can have
+        return f"{where}: {fault['msg'].partition(' at line ')[0]}"
     if fault["type"] == "missing":
         return f"{where}: missing"
     if fault["type"] == "value_error":
@@ -364,7 +366,11 @@ def _expected(fault: Any) -> str:
 
 def _place(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
     """Where a fault is, without the names that pydantic gives to a key's alternative types."""
-    return tuple(part for part in location if part not in ("uuid", "literal['local']"))
+    return tuple(
+        part
+        for before, part in zip((None, *location), location, strict=False)
+        if before != "endpoint_id" or part not in ("uuid", "literal['local']")
+    )
 
 
 def _fields(schema: type[Section], place: tuple[str | int, ...]) -> list[str]:

@@ -10,6 +10,9 @@ import yaml
 from yaml.composer import Composer
 from yaml.resolver import Resolver
 
+SWITCHES = ("dp_sgd", "local_dp", "norm_bound")
+"""Keys that protect: null switches them off, and has to be written."""
+BLANK = "is empty; write null to switch it off"
 TEXT_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 
 
@@ -30,25 +33,32 @@ class _AsMeant(Composer, Resolver):
 
     Its numbers are those that people write: 1e-3, which YAML 1.1 takes for a text. A key that
     stands twice is refused; PyYAML takes the last one and says nothing. So is one that is no text:
-    sites get JSON, which would make the number 1 a "1".
+    sites get JSON, which would make the number 1 a "1". Nor does a blank switch off what protects:
+    what stood below the key may be commented out.
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """A mapping, before merge keys bring others' keys into it."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key.value} stands twice", problem_mark=key.start_mark
-                )
-            if isinstance(key, yaml.ScalarNode) and key.tag not in TEXT_TAGS:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key.value} is no text; quote it",
-                    problem_mark=key.start_mark,
-                )
+        seen: set[Any] = set()
+        for key, value in node.value:
+            if problem := _problem(key, value, seen):
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
         return node
+
+
+def _problem(key: yaml.Node, value: yaml.Node, seen: set[Any]) -> str | None:
+    """What is wrong with a key of a mapping, if anything is."""
+    if not isinstance(key, yaml.ScalarNode):
+        return None
+    if key.value in seen:
+        return f"{key.value} stands twice"
+    if key.tag not in TEXT_TAGS:
+        return f"the key {key.value} is no text; quote it"
+    if key.value in SWITCHES and isinstance(value, yaml.ScalarNode) and not value.value:
+        return f"{key.value} {BLANK}"
+    return None
 
 
 _AsMeant.add_implicit_resolver(
@@ -121,16 +131,19 @@ def override(content: Any, text: str) -> None:
     Args:
         content: What the file's YAML says; what is no mapping is left for validation to refuse.
         text: Keys joined by dots, `=`, and a value in YAML. A place in a list is given by its
-            number from 0, or by a client's `client_id`. Mappings that are not there are made.
+            number from 0, or by a client's `client_id`, which may have dots. Mappings that are not
+            there are made.
 
     Raises:
         ValueError: It is no KEY=VALUE, the value is no YAML, or the key leads through something
             that holds no keys; the message says which.
     """
     key, separator, value = text.partition("=")
-    *path, last = key.split(".")
+    *path, last = _path(content, key)
     if not separator or not all([*path, last]):
         raise ValueError("should be KEY=VALUE, such as server_configs.num_global_epochs=20")
+    if last in SWITCHES and not value.strip():
+        raise ValueError(f"{last} {BLANK}")
     try:
         new = read_yaml(value)
     except yaml.YAMLError as error:
@@ -147,6 +160,24 @@ def override(content: Any, text: str) -> None:
             place[_index(place, last)] = new
 
 
+def _path(content: Any, key: str) -> list[str]:
+    """A key's parts; behind `clients.` the first may be a site's name, with dots in it."""
+    first, _, rest = key.partition(".")
+    listed = content.get("clients") if isinstance(content, dict) else None
+    names = _names(listed) if first == "clients" and isinstance(listed, list) else []
+    fitting = [name for name in names if f"{rest}.".startswith(f"{name}.")]
+    if not fitting:
+        return key.split(".")
+    name = max(fitting, key=len)
+    below = rest.removeprefix(name)
+    return [first, name, *below.split(".")[1:]]
+
+
+def _names(items: list[Any]) -> list[Any]:
+    """The clients' ids in a list, None where there is none."""
+    return [item.get("client_id") if isinstance(item, dict) else None for item in items]
+
+
 def _step(place: Any, part: str) -> Any:
     """What a key leads to; a copy of it, since aliases may lead to it from elsewhere, too."""
     key = _index(place, part) if isinstance(place, list) else part
@@ -160,7 +191,7 @@ def _step(place: Any, part: str) -> Any:
 
 def _index(items: list[Any], part: str) -> int:
     """A place in a list, by its number or by its client's id."""
-    names = [item.get("client_id") if isinstance(item, dict) else None for item in items]
+    names = _names(items)
     if part in names:
         return names.index(part)
     if part.isdecimal() and int(part) < len(items):

@@ -70,23 +70,45 @@ def test_what_set_cannot_mean_is_explained(folder, text, expected):
     assert not (folder / "runs").exists()
 
 
+NEEDED = "give a federation's or an experiment's folder, or --server and --clients"
+RESUMED = "--resume goes on with the files that its run began with"
+
+
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "said"),
     [
-        [],
-        ["--server", "server.yaml"],
-        ["--set", "a=b"],
-        [".", "--server", "server.yaml"],
-        [".", "--resume", "."],
-        ["--dry-run", "--resume", "."],
-        ["--set", "a=b", "--resume", "."],
+        ([], f"{NEEDED}, or --resume"),
+        (["--server", "server.yaml"], NEEDED),
+        (["--set", "a=b"], NEEDED),
+        (
+            [".", "--server", "server.yaml"],
+            "give an experiment's folder, or --server and --clients",
+        ),
+        ([".", "--resume", "."], RESUMED),
+        (["--dry-run", "--resume", "."], RESUMED),
+        (["--set", "a=b", "--resume", "."], RESUMED),
+        (["--server", "server.yaml", "--resume", "."], RESUMED),
     ],
 )
-def test_a_command_that_cannot_be_meant_ends_with_2(folder, monkeypatch, arguments):
+def test_a_command_that_cannot_be_meant_ends_with_2(folder, monkeypatch, arguments, said):
     monkeypatch.chdir(folder)
     done = fl_run(*arguments)
     assert done.exit_code == 2
-    assert "Usage" in done.stderr
+    assert done.stderr.endswith(f"Error: {said}\n")
+
+
+def test_a_site_whose_name_has_dots_is_set_by_its_name(folder):
+    clients = yaml.safe_load((folder / "clients.yaml").read_text())
+    for client, name in zip(clients["clients"], ["node1", "node1.hpc.edu"], strict=True):
+        client["client_id"] = name
+    (folder / "clients.yaml").write_text(yaml.safe_dump(clients))
+    overrides = (
+        "clients.node1.hpc.edu.train_configs.device=cuda:1",
+        "clients.node1.train_configs.device=cuda:2",
+    )
+    federation = Files.of_folder(folder, overrides).load()
+    devices = [federation.train_configs(client).device for client in federation.clients]
+    assert devices == ["cuda:2", "cuda:1"]
 
 
 def test_a_dry_run_says_what_would_be_sent_and_sends_nothing(folder):

@@ -103,6 +103,9 @@ def set_key(path, value):
         ("clients.0.endpoint_id", "not-a-uuid", "should be a valid UUID or 'local', not"),
         ("server_configs.num_clients", 3, "lists 2"),
         ("server_configs.round_deadline", float("inf"), "should be a finite number"),
+        ("server_configs.round_deadline", 1e10, "should be less than or equal to 100000000"),
+        ("clients.0.endpoint_idd", ENDPOINT, "clients.0.endpoint_idd: unknown key"),
+        ("clients.0.uuid", ENDPOINT, "clients.0.uuid: unknown key"),
         ("client_configs.train_configs.num_workers", 50_000, "should be less than or equal to 64"),
         ("client_configs.model_configs.seed", 10**24, "should be less than"),
         ("server_configs.min_clients", 5, "min_clients must be at most"),
@@ -179,6 +182,45 @@ def test_what_is_no_mapping_is_refused(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"server\.yaml"):
         load_federation(path, path)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "client_configs.train_configs.dp_sgd",
+        "client_configs.train_configs.local_dp",
+        "server_configs.norm_bound",
+        "clients.0.train_configs.dp_sgd",
+    ],
+)
+def test_what_protects_is_not_switched_off_by_a_blank(load, tmp_path, key):
+    """As where what stands below it is commented out, or a shell's variable is not set."""
+    file = "clients.yaml" if key.startswith("clients.") else "server.yaml"
+    load(set_key(key, None))  # null is written
+    path, name = tmp_path / file, key.rpartition(".")[2]
+    text = path.read_text()
+    path.write_text(text.replace(f"{name}: null", f"{name}:"))
+    assert path.read_text() != text
+    with pytest.raises(ConfigError, match=r"is empty; write null to switch it off"):
+        load_federation(tmp_path / "server.yaml", tmp_path / "clients.yaml")
+
+
+def test_what_protects_is_not_switched_off_by_a_variable_that_is_not_set(load, tmp_path):
+    load()
+    files = tmp_path / "server.yaml", tmp_path / "clients.yaml"
+    for key in ("client_configs.train_configs.local_dp", "server_configs.norm_bound"):
+        load_federation(*files, [f"{key}=null"])
+        with pytest.raises(ConfigError, match=r"is empty; write null to switch it off"):
+            load_federation(*files, [f"{key}="])
+
+
+def test_half_a_character_pours_no_file_out(tmp_path):
+    file = tmp_path / "server.yaml"
+    file.write_text('client_configs: "secret \\ud800"\n')
+    with pytest.raises(ConfigError) as caught:
+        load_section(file, ServerFile)
+    assert "secret" not in str(caught.value)
+    assert str(caught.value) == f"{file}: Invalid JSON: unexpected end of hex escape"
 
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -28,30 +28,39 @@ def test_the_page_has_the_codes_that_are_tried_here():
     assert re.findall(r"^\| (\d+) \|", PAGE.read_text(), re.MULTILINE) == ["0", "1", "2", "130"]
 
 
+NO_FOLDER = "--set=server_configs.logging_output_dirname=/dev/null"
 MISSING = "--set=clients.site-b.data_configs.dataset_path=none.py"
 ENDPOINT = "--set=clients.site-b.endpoint_id=3f0b7f0e-5a55-4d0c-8c1e-0d4b6a0f2b11"
 
 
 @pytest.mark.parametrize(
-    ("command", "arguments", "code"),
+    ("command", "arguments", "code", "said"),
     [
-        (run_main, [], 0),
-        (main, ["check"], 0),
-        (run_main, [MISSING], 1),
-        (main, ["check", MISSING], 1),
-        (run_main, ["--set=server_configs.logging_output_dirname=/dev/null"], 1),
-        (run_main, ["--set=server_configs.rounds=2"], 2),
-        (run_main, [ENDPOINT], 2),
-        (run_main, ["--no-such-option"], 2),
+        (run_main, [], 0, "model: "),
+        (main, ["check"], 0, "site-b +validation +ok"),
+        (run_main, [MISSING], 1, "error: .*none.py"),
+        (main, ["check", MISSING], 1, "FAILED .*none.py"),
+        (
+            run_main,
+            [NO_FOLDER],
+            1,
+            "error: /dev/null",
+        ),
+        (run_main, ["--set=server_configs.rounds=2"], 2, "error: .*server_configs.rounds"),
+        (run_main, [ENDPOINT], 2, "error: .*globus_compute_configs is missing"),
+        (run_main, ["--no-such-option"], 2, "Error: .*no-such-option"),
+        (main, ["check", "--deadline=inf"], 2, "Error: .*inf is not in the range"),
+        (main, ["check", "--deadline=nan"], 2, "Error: .*nan is no number of seconds"),
+        (main, ["check", "--deadline=1e10"], 2, "Error: .*10000000000.0 is not in the range"),
     ],
 )
-def test_done_failed_or_not_meant(folder, command, arguments, code):
-    name = [arguments.pop(0)] if command is main else []
-    done = CliRunner().invoke(command, [*name, str(folder), *arguments])
+def test_done_failed_or_not_meant(folder, command, arguments, code, said):
+    named = 1 if command is main else 0
+    typed = [*arguments[:named], str(folder), *arguments[named:]]
+    done = CliRunner().invoke(command, typed)
     assert done.exit_code == code, done.output
     assert "Traceback" not in done.output
-    if code:
-        assert re.search(r"^(error|Error): ", done.stderr, re.MULTILINE) or command is main
+    assert re.search(f"^.*{said}", done.output, re.MULTILINE), done.output
 
 
 def test_a_run_that_did_not_reach_its_end_is_no_success(folder, monkeypatch):
