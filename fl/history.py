@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import math
+import shlex
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -188,6 +189,15 @@ def find_run(folder: Path) -> Path:
             f"{folder}: is no run's folder, nor are there any in it; name one that fl-run made"
         )
     return files[-1][1].parent
+
+
+def resume_command(folder: Path) -> str:
+    """What a person types to go on with a run.
+
+    Args:
+        folder: The run's.
+    """
+    return f"fl-run --resume {shlex.quote(str(folder))}"
 
 
 def read_history(folder: Path) -> History:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,6 +22,7 @@ from fl.endpoints.base import Endpoints, JSONObject
 from fl.endpoints.credentials import load_environment
 from fl.endpoints.places import open_endpoints
 from fl.errors import INTERRUPTED, FederationError
+from fl.history import resume_command
 from fl.progress import Progress
 from fl.record import Record, Sent
 from fl.sealing import ServerKeys
@@ -34,6 +36,9 @@ from fl.server.stopping import stalled
 from fl.tensors import Tensors
 from fl.trackers import Trackers
 from fl.transport import Transport, TransportError, open_server_transport
+
+SHOW_CURSOR = "\x1b[?25h"
+"""What a terminal is told whose table is left half way."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +210,9 @@ def _fit(
     if over():  # an earlier process found so
         server.stop(final=True)
     recovered, left = _recover(record.outstanding(start), ways), record.left()
-    with progress, closing(trackers), _resumable(federation, record, console):
+    model: Path | None = None
+    with progress, ExitStack() as stack, _resumable(federation, record, console):
+        stack.callback(lambda: trackers.close(finished=model is not None))
         trackers.begin(record.folder)
         with _interruptible(server.stop, record.folder):
             end = server.fit(start, recovered, left)
@@ -297,12 +304,13 @@ def _interruptible(stop: Callable[[], None], folder: Path) -> Iterator[None]:
 
     def first(_signal: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, second)
-        os.write(2, b"stopping after this round; Ctrl-C again stops now\n")
+        _write(2, "stopping after this round; Ctrl-C again stops now\n")
         stop()
 
     def second(_signal: int, _frame: FrameType | None) -> None:
-        show_cursor = b"\x1b[?25h" if os.isatty(2) else b""
-        os.write(2, show_cursor + f"{_go_on(folder)}\n".encode())
+        if os.isatty(1):
+            _write(1, SHOW_CURSOR)
+        _write(2, f"{_go_on(folder)}\n")
         os._exit(INTERRUPTED)
 
     before = signal.signal(signal.SIGINT, first)
@@ -321,7 +329,7 @@ def _resumable(federation: Federation, record: Record, console: Console) -> Iter
         collect = "ansible-playbook playbooks/collect-logs.yml -i INVENTORY"
         remote = any(client.endpoint_id != "local" for client in federation.clients)
         look = [
-            f"what happened: fl status {record.folder}",
+            f"what happened: fl status {shlex.quote(str(record.folder))}",
             f"what sites said, with their tracebacks: {record.folder / 'log.jsonl'}",
             *([f"what their daemons said: {collect}"] if remote else []),
             "what to do about it: fl check, with the same files and options",
@@ -332,5 +340,10 @@ def _resumable(federation: Federation, record: Record, console: Console) -> Iter
         raise
 
 
+def _write(descriptor: int, text: str) -> None:
+    with suppress(OSError):  # nobody may read it any more
+        os.write(descriptor, os.fsencode(text))
+
+
 def _go_on(folder: Path) -> str:
-    return f"to go on with it: fl-run --resume {folder}"
+    return f"to go on with it: {resume_command(folder)}"

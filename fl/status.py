@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +12,16 @@ from rich.text import Text
 
 from fl.config import Federation
 from fl.config_files import read_federation
-from fl.history import STATES, EvaluatedModel, History, Owner, State, StateChange, read_history
+from fl.history import (
+    STATES,
+    EvaluatedModel,
+    History,
+    Owner,
+    State,
+    StateChange,
+    read_history,
+    resume_command,
+)
 
 ERRORS = 5
 """How many of the last errors are told."""
@@ -126,7 +134,7 @@ def status(folder: Path) -> Status:
         waits_for=_waits_for(sites, goes_on) if state == "running" else "",
         sites=sites,
         errors=_errors(history),
-        resume=f"fl-run --resume {shlex.quote(str(folder))}" if state == "ended" else None,
+        resume=resume_command(folder) if state == "ended" else None,
     )
 
 

@@ -100,7 +100,7 @@ class MLflow:
                 f"export MLFLOW_TRACKING_URI=http://ITS-SERVER:5000 first ({in_one_line(error)})"
             ) from error
         self._metric = mlflow.entities.Metric
-        self._run = ""
+        self._run, self._status = "", "FINISHED"
 
     def begin(self, folder: Path) -> None:
         """See `Tracker.begin`."""
@@ -122,7 +122,11 @@ class MLflow:
 
     def close(self) -> None:
         """See `Tracker.close`."""
-        self._client.set_terminated(self._run)
+        self._client.set_terminated(self._run, self._status)
+
+    def fail(self) -> None:
+        """The run ends before its last round did; it is closed next."""
+        self._status = "FAILED"
 
 
 MLFLOW_BATCH = 1000
@@ -142,6 +146,7 @@ class WandB:
         if online and not self._wandb.login(prompt=False):
             raise FederationError("nobody is logged in: wandb login, or export WANDB_MODE=offline")
         self._run: Any = None
+        self._exit_code = 0
 
     def begin(self, folder: Path) -> None:
         """See `Tracker.begin`."""
@@ -161,7 +166,11 @@ class WandB:
 
     def close(self) -> None:
         """See `Tracker.close`."""
-        self._run.finish()
+        self._run.finish(exit_code=self._exit_code)
+
+    def fail(self) -> None:
+        """The run ends before its last round did; it is closed next."""
+        self._exit_code = 1
 
 
 OURS: Mapping[str, type[Any]] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}
@@ -190,9 +199,15 @@ class Trackers:
             for name in [*self._trackers]:
                 self._call(name, "log", numbers_of(event), event.round)
 
-    def close(self) -> None:
-        """See `Tracker.close`."""
-        for name in [*self._trackers]:
+    def close(self, *, finished: bool) -> None:
+        """See `Tracker.close`.
+
+        Args:
+            finished: Whether the run had its last round: some show how it ended.
+        """
+        for name, tracker in [*self._trackers.items()]:
+            if not finished and isinstance(tracker, MLflow | WandB):
+                tracker.fail()
             self._call(name, "close")
 
     def _call(self, name: str, method: str, *arguments: Any) -> None:

@@ -1,6 +1,9 @@
 """fl-run over processes on this machine: the loop, the task and the files, without a service."""
 
 import json
+import os
+import pty
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +14,7 @@ import pytest
 import yaml
 from moto.server import ThreadedMotoServer
 
+from fl.errors import INTERRUPTED
 from fl.tensors import decode
 from fl.transport.inline import LIMIT_BYTES
 from tests.transport import nginx
@@ -269,3 +273,29 @@ def test_a_site_that_kills_its_worker_takes_no_other_sites_task_with_it(files, t
     assert "killed is lost (the local process failed: one was killed" in done.stdout
     assert "stopped is lost (the local process failed (KeyboardInterrupt: no data" in done.stdout
     assert "site-0 is lost" not in done.stdout and "site-1 is lost" not in done.stdout
+
+
+STOPPED_TWICE = """
+import os, signal, sys
+from pathlib import Path
+from fl.run import _interruptible
+with _interruptible(lambda: None, Path(sys.argv[1])):
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_stopped_at_once_a_run_gives_the_cursor_back_and_names_a_command_that_can_be_typed(
+    tmp_path,
+):
+    """The table is on standard output, wherever errors go."""
+    ours, theirs = pty.openpty()
+    folder = tmp_path / "my runs"
+    command = [sys.executable, "-c", STOPPED_TWICE, folder]
+    done = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(theirs)
+    assert done.returncode == INTERRUPTED
+    assert os.read(ours, 100) == b"\x1b[?25h"
+    os.close(ours)
+    told = done.stderr.splitlines()[-1].removeprefix("to go on with it: ")
+    assert shlex.split(told) == ["fl-run", "--resume", str(folder)]

@@ -4,6 +4,7 @@ import sys
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -12,6 +13,7 @@ from tensorboardX.proto.event_pb2 import Event
 from fl import run
 from fl.config import ConfigError
 from fl.config_files import Files
+from fl.errors import FederationError
 from fl.history import read_history
 from fl.server import registry
 from fl.server.events import RoundEnded, SiteEvaluation, SitesEvaluated, UpdateReceived, Warned
@@ -74,14 +76,14 @@ def test_what_sites_found_as_numbers():
 def tracked(tmp_path, monkeypatch):
     """Runs an experiment whose server names a tracker."""
 
-    def train(name):
+    def train(name, *overrides):
         experiment.write(
             tmp_path, lambda server, _: server["server_configs"].update(trackers=[name])
         )
         monkeypatch.setenv("FL_SITE_CODE", str(tmp_path))
         monkeypatch.setenv("FL_SITE_STATE", str(tmp_path / "state"))
         monkeypatch.setattr(run, "open_endpoints", lambda federation: InProcess())
-        files = Files(tmp_path / "server.yaml", tmp_path / "clients.yaml")
+        files = Files(tmp_path / "server.yaml", tmp_path / "clients.yaml", overrides)
         outcome = run.run(files, Console(quiet=True))
         warned = [one for one in read_history(outcome.folder).log if one.event == "warned"]
         assert warned == []
@@ -143,6 +145,57 @@ def test_weights_and_biases_has_a_runs_numbers(tracked, monkeypatch, capfd):
     assert b"sites/site-b/val_loss" in written
 
 
+@pytest.fixture
+def mlflow_stands_in(monkeypatch):
+    """What an MLflow server was told of how runs ended."""
+    told = []
+
+    class Client:
+        def search_runs(self, *_arguments, **_how):
+            return [SimpleNamespace(info=SimpleNamespace(run_id="1"))]
+
+        def set_terminated(self, run, status):
+            told.append(status)
+
+        def __getattr__(self, _name):
+            return lambda *_arguments, **_how: None
+
+    client = Client()
+    client.get_experiment_by_name = lambda name: SimpleNamespace(experiment_id=name)
+    module = ModuleType("mlflow")
+    module.MlflowClient, module.exceptions = (
+        lambda: client,
+        SimpleNamespace(MlflowException=OSError),
+    )
+    module.entities = SimpleNamespace(Metric=lambda *_: None)
+    monkeypatch.setitem(sys.modules, "mlflow", module)
+    return told
+
+
+def test_a_run_that_failed_is_not_finished_in_mlflow(tracked, mlflow_stands_in):
+    tracked("mlflow")
+    assert mlflow_stands_in == ["FINISHED"]
+    with pytest.raises(FederationError):
+        tracked("mlflow", "clients.site-b.data_configs.dataset_name=load_badly")
+    assert mlflow_stands_in == ["FINISHED", "FAILED"]
+
+
+def test_a_run_that_failed_has_no_exit_code_0_at_weights_and_biases(tmp_path, monkeypatch):
+    codes = []
+    run = SimpleNamespace(
+        define_metric=lambda *_, **_how: None, finish=lambda exit_code: codes.append(exit_code)
+    )
+    module = ModuleType("wandb")
+    module.setup = lambda: SimpleNamespace(settings=SimpleNamespace(mode="offline"))
+    module.Settings, module.init = dict, lambda **_: run
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    for finished in (True, False):
+        trackers = Trackers(open_trackers(["wandb"]), pytest.fail)
+        trackers.begin(tmp_path)
+        trackers.close(finished=finished)
+    assert codes == [0, 1]
+
+
 def test_nobody_is_logged_in_at_weights_and_biases(tmp_path, monkeypatch):
     of_another_environment("wandb").teardown()  # forgets the mode of a test before
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
@@ -196,7 +249,7 @@ def test_another_packages_tracker_is_told_everything(theirs, tmp_path):
     trackers(ENDED)
     trackers(Warned("not a round"))
     trackers(SitesEvaluated(1, 2, 0.5, 0.75, 8, {}))
-    trackers.close()
+    trackers.close(finished=False)
     assert opened["theirs"].told == [tmp_path, ("loss", 1), ("at_sites/loss", 1), "closed"]
 
 
