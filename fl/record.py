@@ -42,6 +42,8 @@ from fl.transport import Ref
 SEALED_BY = "sealing.key"
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 """libyaml's, where it is there: it is ten times as fast."""
+LOOKING_SECONDS = 1.0
+"""How long a lock is tried for: `fl status` may be looking at it."""
 PACKAGES = ("fl-hpc", "globus-compute-sdk", "proxystore", "torch", "safetensors", "numpy")
 
 
@@ -96,7 +98,7 @@ class Record:
         try:
             # Held until this process ends, however it ends.
             self._lock = (folder / "lock").open("a")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(self._lock)
         except BlockingIOError as error:
             raise FederationError(f"{folder}: this run is still going on") from error
         except OSError as error:
@@ -360,9 +362,9 @@ class Record:
         return [Sent(**{name: line[name] for name in names}) for line in lines]
 
     def _lines(self, name: str, *keys: str) -> list[dict[str, Any]]:
-        """A file's JSON lines; one that a crash or a full disk has torn is left out."""
+        """A file's JSON lines, but for those that a crash or a full disk has torn or damaged."""
         try:
-            lines = (self.folder / name).read_text().splitlines()
+            lines = (self.folder / name).read_text(errors="replace").split("\n")
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -424,6 +426,20 @@ class Record:
 
     def _write(self, name: str, text: str) -> None:
         (self.folder / name).write_text(text)
+
+
+def _take(lock: TextIO) -> None:
+    """Lock a file; who only looks whether it is locked holds it for a moment, too."""
+    until = time.monotonic() + LOOKING_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 def _private(path: str, flags: int) -> int:

@@ -1,7 +1,9 @@
+import fcntl
 import json
 import math
 import os
 import resource
+import threading
 from concurrent.futures import Future
 from datetime import datetime
 from types import SimpleNamespace
@@ -142,3 +144,23 @@ def test_a_model_that_the_disk_has_no_room_for_leaves_nothing(record, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert not list(tmp_path.glob("model*"))
+
+
+def test_bytes_that_are_no_text_cost_their_line_alone(record, tmp_path):
+    sent(record, "a", 1, "a1")
+    with (tmp_path / "tasks.jsonl").open("ab") as file:
+        file.write(b'{"client_id": "\xff\n')
+    sent(record, "b", 1, "b1")
+    assert [task.job for task in record.outstanding(snapshot())] == ["a1", "b1"]
+
+
+def test_who_looks_at_a_run_for_a_moment_keeps_nobody_from_going_on_with_it(tmp_path):
+    looks = (tmp_path / "lock").open("a")
+    fcntl.flock(looks, fcntl.LOCK_SH)
+    threading.Timer(0.2, looks.close).start()
+    assert Record(tmp_path).folder == tmp_path
+
+
+def test_who_has_a_run_open_keeps_others_from_it(record, tmp_path):
+    with pytest.raises(FederationError, match="this run is still going on"):
+        Record(tmp_path)
