@@ -188,9 +188,18 @@ def test_narrow_updates_go_through_a_bucket_that_only_the_server_has_keys_of(fil
     assert "Uploads" not in client.list_multipart_uploads(Bucket="models")
 
 
-def test_models_go_through_a_hub_that_only_the_server_can_sign_for(files, tmp_path):
+@pytest.fixture
+def hub(tmp_path):
     nginx.need()
-    hub = nginx.Hub(tmp_path / "hub")
+    made = nginx.Hub(tmp_path / "hub")
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+def test_models_go_through_a_hub_that_only_the_server_can_sign_for(files, hub):
     configs = hub.configs.model_dump()
 
     def change(server, clients):
@@ -200,11 +209,7 @@ def test_models_go_through_a_hub_that_only_the_server_can_sign_for(files, tmp_pa
         }
 
     folder = files(change)
-    try:
-        hub.start()
-        done = fl_run(folder)
-    finally:
-        hub.stop()
+    done = fl_run(folder)
     assert done.returncode == 0, done.stderr
     (metrics,) = folder.glob("runs/*/metrics.jsonl")
     (line,) = [json.loads(text) for text in metrics.read_text().splitlines()]
