@@ -25,13 +25,15 @@ from typing import Any
 
 from fl.config import HubConfigs
 from fl.tensors import Data, size
-from fl.transport.base import GoneError, Ref, TransportError, wrong_way
+from fl.transport.base import GoneError, Ref, TransportError, UnreachableError, wrong_way
 from fl.transport.parts import PART_BYTES, VALID_SECONDS, Adapter, Parts, side_by_side
 
 NAME = "hub"
 OBJECT = re.compile(r"[0-9a-f]{32}")
 AGAIN = 256
 """The last objects are deleted once more at the end, so many: for days a site may put one again."""
+CLOSE_SECONDS = 60.0
+"""What deleting all that is left may take in the end, should the hub not answer."""
 REFUSALS = {
     403: "the hub does not take this URL: does it hold another secret than the server's?",
     410: "the URL has expired",
@@ -108,8 +110,13 @@ class HubTransport:
         self._granted: set[str] = set()
         self._evicted: deque[str] = deque(maxlen=AGAIN)
         self._parts = connect(configs.hub_url, self._ca)
+        name = uuid.uuid4().hex
+        if not self._refuses(self._url(name)):
+            raise TransportError(
+                f"{self._address} answers as none of ours: is it the hub's address?"
+            )
         with suppress(GoneError):  # an object that is not there: the hub is ours
-            self._parts.ask("DELETE", self._signed("DELETE", uuid.uuid4().hex))
+            self._parts.ask("DELETE", self._signed("DELETE", name))
 
     def put(self, *pieces: Data) -> Ref:
         """See `Transport.put`."""
@@ -162,14 +169,29 @@ class HubTransport:
 
     def close(self) -> None:
         """Take back what was granted: who was lost may have put it, or put it again since."""
-        with suppress(TransportError):  # what cannot be reached now is left
-            for _ in side_by_side(self._delete, [*self._granted, *self._evicted]):
-                pass
+        until = time.monotonic() + CLOSE_SECONDS
+
+        def delete(name: str) -> None:
+            with suppress(TransportError):  # what cannot be deleted now is left
+                self._delete(name, until - time.monotonic())
+
+        for _ in side_by_side(delete, [*self._granted, *self._evicted]):
+            pass
         self._parts.close()
 
-    def _delete(self, name: str) -> None:
+    def _refuses(self, url: str) -> bool:
+        """Whether a URL that is not signed is refused; to others it is of something they lack."""
+        try:
+            self._parts.ask("DELETE", url)
+        except UnreachableError:
+            raise
+        except TransportError as error:
+            return not isinstance(error, GoneError)
+        return False
+
+    def _delete(self, name: str, seconds: float = math.inf) -> None:
         with suppress(GoneError):
-            self._parts.ask("DELETE", self._signed("DELETE", name))
+            self._parts.ask("DELETE", self._signed("DELETE", name), seconds=seconds)
         self._granted.discard(name)
         self._evicted.append(name)
 

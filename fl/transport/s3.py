@@ -13,8 +13,8 @@ import csv
 import math
 import re
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape  # nosec B406  (writes, parses nothing)
@@ -149,7 +149,7 @@ class S3Transport:
                 ),
                 **_keys(configs),
             )
-        except self._errors as error:
+        except (*self._errors, ValueError) as error:  # which an endpoint's URL may be
             raise TransportError(f"S3 cannot be used: {error}") from error
         self._call("head_bucket")
 
@@ -209,16 +209,17 @@ class S3Transport:
 
     def close(self) -> None:
         """Take back what was granted and never evicted: tasks that were lost may have put it."""
-        for name in list(self._uploads):
-            with suppress(TransportError):  # what cannot be reached now is left
-                self._remove(name)
+        with suppress(UnreachableError):  # each of the rest would be waited for as long: it is left
+            for name in list(self._uploads):
+                with _let_be_refused():
+                    self._remove(name)
         self._client.close()
 
     def _remove(self, name: str) -> None:
         """End an object's upload, whose parts would live on unseen, and whatever came of it."""
         upload = self._uploads.get(name)
         if upload is not None:
-            with suppress(TransportError):  # one that was completed is no upload any more
+            with _let_be_refused():  # one that was completed is no upload any more
                 self._call("abort_multipart_upload", Key=name, UploadId=upload)
         self._call("delete_object", Key=name)
         self._uploads.pop(name, None)
@@ -231,9 +232,14 @@ class S3Transport:
         return name
 
     def _signed(self, operation: str, **parameters: Any) -> str:
-        url: str = self._client.generate_presigned_url(
-            operation, Params={"Bucket": self._bucket, **parameters}, ExpiresIn=VALID_SECONDS
-        )
+        """A URL for one operation."""
+        parameters["Bucket"] = self._bucket
+        try:
+            url: str = self._client.generate_presigned_url(
+                operation, Params=parameters, ExpiresIn=VALID_SECONDS
+            )
+        except self._errors as error:  # of keys that are fetched from somewhere, and renewed
+            raise UnreachableError(f"S3 URLs cannot be signed: {error}") from error
         return url
 
     def _call(self, operation: str, **parameters: Any) -> Mapping[str, Any]:
@@ -248,6 +254,17 @@ class S3Transport:
             kind = TransportError if is_final(status, str(error)) else UnreachableError
             raise kind(f"S3 bucket {self._bucket}: {operation} failed: {error}") from error
         return answer
+
+
+@contextmanager
+def _let_be_refused() -> Iterator[None]:
+    """Go on where the store refuses something, but not where it does not answer."""
+    try:
+        yield
+    except UnreachableError:
+        raise
+    except TransportError:
+        pass
 
 
 def _completion(answers: Sequence[requests.Response]) -> bytes:
@@ -270,8 +287,8 @@ def _keys(configs: S3Configs) -> dict[str, str]:
     try:
         with path.open(newline="") as file:
             rows = [[field.strip() for field in row] for row in csv.reader(file) if row]
-    except OSError as error:
-        raise TransportError(f"{path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise TransportError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     if not rows or len(rows[-1]) != 3:
         raise TransportError(f"{path}: a line region,access_key_id,secret_access_key was expected")
     names = ("region_name", "aws_access_key_id", "aws_secret_access_key")

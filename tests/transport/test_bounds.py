@@ -124,6 +124,28 @@ def test_one_that_falls_silent_in_the_middle_is_not_waited_for(transport):
 
 
 @pytest.mark.parametrize("kind", ["silent"])
+def test_an_endpoint_of_ones_own_is_given_no_time_for_its_peers(transport, monkeypatch):
+    """What is put there has none before it; by then a get would be given 20 minutes."""
+    monkeypatch.setattr(proxystore, "BASE_SECONDS", 1.0)
+    monkeypatch.setattr(proxystore, "EVICT_SECONDS", 0.5)
+    monkeypatch.setattr(proxystore, "LONGEST_EVICT_SECONDS", 0.5)
+    transport._known = set(map(str, range(62))) | {"e"}
+    transport._endpoint_id = "e"
+    failed = []
+
+    def put():
+        try:
+            transport.put(bytes(PART_BYTES))
+        except UnreachableError as error:
+            failed.append(error)
+
+    putting = threading.Thread(target=put, daemon=True)
+    putting.start()
+    putting.join(15)
+    assert failed
+
+
+@pytest.mark.parametrize("kind", ["silent"])
 def test_a_claim_does_not_keep_the_server_at_evicting(transport, monkeypatch):
     """Of a terabyte, which a site says it has put, are 65,536 parts; some show what they take."""
     monkeypatch.setattr(proxystore, "EVICT_SECONDS", 0.5)

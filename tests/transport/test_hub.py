@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 
 import pytest
 import requests
@@ -235,6 +236,28 @@ def test_what_fails_or_comes_short_is_tried_again(server, front, small, fault):
     assert server.left() == []
 
 
+def test_what_cannot_be_deleted_at_the_end_keeps_no_other_from_it(server, front, small):
+    transport = HubTransport(server.configs.model_copy(update={"hub_url": front.url}))
+    for _ in range(12):
+        SignedHub(transport.grant(5)).put(b"model")
+    front.faults = [("DELETE", broken)] * (parts.TRIES * parts.THREADS)
+    transport.close()
+    assert front.faults == []
+    assert server.left() == []  # behind the front they were deleted
+
+
+def test_a_hub_that_is_gone_at_the_end_is_not_waited_for(server, small, monkeypatch):
+    transport = HubTransport(server.configs)
+    for _ in range(400):
+        transport.grant(5)
+    transport._address = f"https://127.0.0.1:{nginx.free_port()}"
+    monkeypatch.setattr(parts, "PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(hub, "CLOSE_SECONDS", 0.5)
+    began = time.monotonic()
+    transport.close()
+    assert time.monotonic() - began < 20  # it was 140 s
+
+
 def test_what_keeps_failing_leaves_nothing(server, front, small):
     transport = HubTransport(server.configs.model_copy(update={"hub_url": front.url}))
     front.faults = [("PUT", broken)] * 2 * parts.TRIES
@@ -257,6 +280,8 @@ def test_a_site_asks_through_its_proxy_alone(transport, server, monkeypatch):
         proxy.allowed, proxy.asked = {place}, []
         site = open_granted(grant)
         site.get(sent)
+        assert set(proxy.asked) == {place}
+        proxy.asked = []
         answered = site.put(b"update")
         site.close()
         assert set(proxy.asked) == {place}
@@ -286,6 +311,7 @@ def test_what_cannot_work_is_named_at_once(server, small, tmp_path):
         r"missing\.key: No such file": {"hub_secret_file": str(tmp_path / "missing.key")},
         "holds no certificates": {"hub_ca_file": str(tmp_path / "none.pem")},
         "https:// alone": {"hub_url": "http://127.0.0.1:80"},
+        "answers as none of ours": {"hub_url": server.configs.hub_url + "/elsewhere"},
         "ConnectionError": {"hub_url": f"https://127.0.0.1:{nginx.free_port()}"},
     }
     for said, update in wrong.items():

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 import boto3
 import pytest
+from botocore.exceptions import CredentialRetrievalError
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Response
@@ -289,11 +290,58 @@ def test_nothing_is_left_of_tasks_that_were_lost(configs, client):
     assert left(client) == []
 
 
+def test_a_store_that_is_gone_at_the_end_is_asked_once(configs, monkeypatch):
+    """Of each object it would be waited for a minute and more."""
+    transport, asked = S3Transport(configs), []
+    for _ in range(4):
+        transport.grant(5)
+
+    def call(operation, **_):
+        asked.append(operation)
+        raise UnreachableError("no answer")
+
+    with monkeypatch.context() as gone:
+        gone.setattr(transport, "_call", call)
+        transport.close()
+    assert len(asked) == 1
+    again = S3Transport(configs)
+    again._uploads = transport._uploads
+    again.close()
+
+
+def test_an_upload_that_could_not_be_ended_is_not_forgotten(transport, store):
+    """The store's parts of it would live on unseen."""
+    grant = transport.grant(5)
+    ref = Ref("s3", {"object": grant["object"]}, 5, digest(b"model"))
+    store.faults = [("DELETE", broken)] * parts.TRIES
+    with pytest.raises(UnreachableError, match="abort_multipart_upload failed"):
+        transport.evict(ref)
+    assert grant["object"] in transport._uploads
+    transport.evict(ref)
+    assert transport._uploads == {}
+
+
+def test_credentials_that_cannot_be_renewed_are_named(transport, monkeypatch):
+    def expired():
+        raise CredentialRetrievalError(provider="sso", error_msg="expired")
+
+    credentials = transport._client._request_signer._credentials
+    monkeypatch.setattr(credentials, "get_frozen_credentials", expired)
+    with pytest.raises(TransportError, match=r"S3 .*expired"):
+        transport.get(Ref("s3", {"object": f"fl/{32 * '0'}"}, 5, ""))
+
+
 def test_what_cannot_work_is_named_at_once(configs, tmp_path):
     with pytest.raises(TransportError, match="bucket nowhere: head_bucket failed"):
         S3Transport(configs.model_copy(update={"s3_bucket": "nowhere"}))
     with pytest.raises(TransportError, match=r"none\.csv: No such file"):
         S3Transport(configs.model_copy(update={"s3_creds_file": str(tmp_path / "none.csv")}))
+    for url in ("https://", "http://bad host:1"):
+        with pytest.raises(TransportError, match=r"S3 cannot be used: .*nvalid endpoint"):
+            S3Transport(configs.model_copy(update={"s3_endpoint_url": url}))
+    (tmp_path / "utf16.csv").write_bytes("us-east-1,key,secret".encode("utf-16"))
+    with pytest.raises(TransportError, match=r"utf16\.csv: .*decode"):
+        S3Transport(configs.model_copy(update={"s3_creds_file": str(tmp_path / "utf16.csv")}))
     (tmp_path / "short.csv").write_text("us-east-1,key\n")
     with pytest.raises(TransportError, match="secret_access_key was expected"):
         S3Transport(configs.model_copy(update={"s3_creds_file": str(tmp_path / "short.csv")}))
