@@ -2,9 +2,9 @@
 
 Both sides know the format from the configuration, and the server knows the layout, so that an
 update says nothing about its own sizes that would have to be believed. Only floating tensors of
-more numbers than `param_cutoff` are changed, and by top-k only where that makes them smaller; the
-rest travels as it is. No number of a buffer pays for others, as by top-k and int8: a running
-variance must not fall below 0.
+more numbers than `param_cutoff` are changed, and by top-k or a narrower format only where that
+makes them smaller; the rest travels as it is. No number of a buffer pays for others, as by top-k
+and int8: a running variance must not fall below 0.
 """
 
 from __future__ import annotations
@@ -63,10 +63,11 @@ def compress(
         if its.top_k is not None:
             coded[name], coded[INDEX + name] = _largest(name, values, its.top_k)
             continue
-        if its.lossy_compressor == "int8":
+        lossy = _narrower(values, its)
+        if lossy == "int8":
             values, coded[SCALE + name] = _quantized(name, values)
-        elif its.lossy_compressor is not None:
-            values = _cast(name, values, its.lossy_compressor)
+        elif lossy is not None:
+            values = _cast(name, values, lossy)
         coded[name] = _deflated(values) if its.lossless_compressor == "zstd" else values
     return coded
 
@@ -103,7 +104,7 @@ def decompress(
         if is_changed(like, its) and its.top_k is not None:
             values = _dense(name, values, left.pop(INDEX + name, None), like, its.top_k)
         elif is_changed(like, its):
-            dtype = NARROW.get(its.lossy_compressor or "", like.dtype)
+            dtype = NARROW.get(_narrower(like, its) or "", like.dtype)
             if _is_frame(values, its):
                 values = _inflated(name, values, like.shape, dtype)
             _require(name, values, like.shape, dtype)
@@ -131,6 +132,12 @@ def _of_buffers(configs: CompressorConfigs) -> CompressorConfigs:
     if configs.top_k is None and configs.lossy_compressor != "int8":
         return configs
     return configs.model_copy(update={"top_k": None, "lossy_compressor": None})
+
+
+def _narrower(tensor: torch.Tensor, configs: CompressorConfigs) -> str | None:
+    """The numbers that a format makes of a tensor's, if they are narrower than those."""
+    lossy = configs.lossy_compressor
+    return lossy if lossy is not None and NARROW[lossy].itemsize < tensor.itemsize else None
 
 
 def _is_smaller(tensor: torch.Tensor, share: float) -> bool:

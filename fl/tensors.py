@@ -225,7 +225,8 @@ def _foreign(data: Data, reason: str) -> TensorsError:
 
 def memory(tensor: torch.Tensor) -> memoryview:
     """A tensor's values as bytes: its own memory, where that is contiguous and on the CPU."""
-    values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    tensor = tensor.detach().resolve_conj().resolve_neg()  # a view may only say so of its numbers
+    values = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
     return values.numpy().data
 
 

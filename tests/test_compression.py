@@ -80,6 +80,20 @@ def test_shapes_and_dtypes_come_back_and_counters_are_never_touched(lossy, lossl
             torch.testing.assert_close(copy[name], tensor, rtol=0.01, atol=0.03)
 
 
+@pytest.mark.parametrize("lossless", [None, "zstd"])
+@pytest.mark.parametrize(
+    ("lossy", "dtype"),
+    [("bf16", torch.float16), ("fp16", torch.bfloat16), ("int8", torch.float8_e4m3fn)],
+)
+def test_a_format_that_is_no_narrower_changes_no_number(lossy, lossless, dtype):
+    """It would lose bits and save nothing."""
+    original = torch.linspace(-2, 2, 2000).to(dtype)
+    coded = compress({"w": original}, configs(lossy, lossless))
+    assert lossless or coded["w"].dtype == dtype
+    copy = decompress(decode(encode(coded)), {"w": original}, configs(lossy, lossless))
+    assert torch.equal(copy["w"].float(), original.float())
+
+
 def test_small_tensors_travel_as_they_are():
     original = {"bias": torch.randn(1024), "weight": torch.randn(1025)}
     copy = travel(original, configs("int8", "zstd", cutoff=1024))

@@ -150,6 +150,13 @@ def test_layout_differences_are_named(change, expected):
         require_same_layout(model(), given)
 
 
+def test_views_that_are_conjugate_or_negative_are_written_as_what_they_say():
+    conjugate = torch.tensor([1 + 2j, 3 - 4j]).conj()
+    copy = decode(encode({"conjugate": conjugate, "negative": conjugate.imag}))
+    assert torch.equal(copy["conjugate"], torch.tensor([1 - 2j, 3 + 4j]))
+    assert torch.equal(copy["negative"], torch.tensor([-2.0, 4.0]))
+
+
 def test_digest_is_blake3_of_all_pieces():
     # of the function's own test vectors, for one byte 0 and for 1024 of 0, 1, ... 250, 0, ...
     assert digest(b"\0").startswith("2d3adedff11b61f14c886e35afa036736dcd87a7")
@@ -216,7 +223,9 @@ def test_headers_that_do_not_fit_their_bytes_are_refused(header):
         decode(with_header(header))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.complex64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e5m2, torch.float16, torch.bfloat16, torch.float64, torch.complex64]
+)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_no_value_that_is_not_finite_passes(dtype, value):
     expected = {"a": torch.zeros(70, dtype=dtype)}

@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch
-
 from fl.compression import compress, decompress, is_changed
 from fl.config import CompressorConfigs
 from fl.tensors import Tensors
@@ -54,11 +52,11 @@ def chosen(
 
 def _sample(update: Tensors, configs: CompressorConfigs) -> Tensors:
     """The first numbers of the largest tensor that the format changes."""
-    changed = [tensor for tensor in update.values() if is_changed(tensor, configs)]
+    changed = {name: tensor for name, tensor in update.items() if is_changed(tensor, configs)}
     if not changed:
         return {}
-    largest = max(changed, key=torch.numel)
-    return {"": largest.detach().reshape(-1)[:SAMPLE].cpu()}
+    largest = max(changed, key=lambda name: changed[name].numel())
+    return {largest: changed[largest].detach().reshape(-1)[:SAMPLE].cpu()}
 
 
 def _timed(make: Callable[[], Made]) -> tuple[Made, float]:

@@ -7,7 +7,7 @@ from fl.client import codec
 from fl.client.codec import chosen
 from fl.compression import compress, decompress
 from fl.config import CompressorConfigs
-from fl.tensors import decode, encode
+from fl.tensors import TensorsError, decode, encode
 
 SLOW, FAST = 1e3, 1e15  # bytes a second: a year's difference, whatever the machine
 
@@ -70,6 +70,11 @@ def test_a_model_of_small_tensors_alone_is_not_compressed():
     assert chosen(update(), auto(cutoff=10_000), SLOW).lossless_compressor is None
 
 
+def test_the_tensor_that_a_format_cannot_hold_is_named():
+    with pytest.raises(TensorsError, match=r"layer\.w holds what is no finite number in fp16"):
+        chosen({"layer.w": torch.tensor([1e30] * 100)}, auto("fp16"), SLOW)
+
+
 def test_a_sample_of_the_largest_tensor_is_tried(monkeypatch):
     monkeypatch.setattr(codec, "SAMPLE", 30)
     tried = []
@@ -77,5 +82,5 @@ def test_a_sample_of_the_largest_tensor_is_tried(monkeypatch):
     sent = update() | {"larger": torch.randn(200, 50)}
     chosen(sent, auto(), SLOW)
     for tensors in tried:
-        assert torch.equal(tensors[""], sent["larger"].reshape(-1)[:30])
+        assert torch.equal(tensors["larger"], sent["larger"].reshape(-1)[:30])
     assert len(tried) == 2
