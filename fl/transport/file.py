@@ -6,6 +6,7 @@ import math
 import os
 import re
 import stat
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,6 +26,9 @@ from fl.transport.base import (
 
 NAME = re.compile(r"[0-9a-f]{32}")
 BLOCK_BYTES = 1 << 20
+PARTIAL = ".part"
+PARTIAL_SECONDS = 24 * 3600.0
+"""After which a file that is not whole is of a process that was killed."""
 
 
 class FileTransport:
@@ -52,13 +56,14 @@ class FileTransport:
             raise TransportError(
                 f"{folder}: every user can write there: chmod o-w it, or name a folder of your own"
             )
+        self._remove_partial()
 
     def put(self, *pieces: Data) -> Ref:
         """See `Transport.put`; the file has its name once it is whole."""
         name = uuid.uuid4().hex
-        partial = self._folder / f"{name}.part"
+        partial = self._folder / f"{name}{PARTIAL}"
         try:
-            with partial.open("wb") as file:
+            with open(partial, "wb", opener=_of_group) as file:
                 file.writelines(pieces)  # small ones together, large ones without a copy
             partial.rename(self._folder / name)
         except OSError as error:
@@ -96,12 +101,25 @@ class FileTransport:
     def close(self) -> None:
         """Nothing is open."""
 
+    def _remove_partial(self) -> None:
+        """Remove what killed processes have left half written: in `/dev/shm` it takes memory."""
+        for path in self._folder.glob(f"*{PARTIAL}"):
+            with suppress(OSError):  # another may have done it
+                age = time.time() - path.lstat().st_mtime
+                if NAME.fullmatch(path.stem) and age > PARTIAL_SECONDS:
+                    path.unlink()
+
     def _path(self, ref: Ref) -> Path:
         """Where a file is; a reference of somebody else's never leads out of the folder."""
         name = ref.key.get("object", "")
         if ref.transport != self.name or not NAME.fullmatch(name):
             raise wrong_way(ref, self.name)
         return self._folder / name
+
+
+def _of_group(path: str, flags: int) -> int:
+    """Opens what other users do not read, whatever the folder lets them."""
+    return os.open(path, flags, 0o640)
 
 
 def _regular(path: str, flags: int) -> int:

@@ -1,5 +1,6 @@
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,29 @@ def test_put_get_evict(transport, tmp_path):
     assert list((tmp_path / "models").iterdir()) == []
     with pytest.raises(GoneError, match="no longer there"):
         transport.get(ref)
+
+
+def test_what_a_killed_worker_left_half_written_goes_after_a_day(transport, tmp_path):
+    """In /dev/shm it is memory. What is younger may be being written, what is not ours is not."""
+    day_ago = time.time() - 25 * 3600
+    paths = [tmp_path / "models" / name for name in (f"{32 * 'a'}.part", "b.part", 32 * "c")]
+    young = tmp_path / "models" / f"{32 * 'd'}.part"
+    for path in (*paths, young):
+        path.write_bytes(b"half")
+    for path in paths:
+        os.utime(path, (day_ago, day_ago))
+    FileTransport(tmp_path / "models")
+    assert set((tmp_path / "models").iterdir()) == {*paths[1:], young}
+
+
+def test_no_other_user_reads_a_model(tmp_path):
+    """In a folder that was there before, which all may look into."""
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o755)
+    FileTransport(tmp_path / "shared").put(b"model")
+    (path,) = (tmp_path / "shared").iterdir()
+    assert path.stat().st_mode & 0o007 == 0
+    assert path.stat().st_mode & 0o440 == 0o440
 
 
 @pytest.mark.parametrize("change", [b"modex", b"mode", b"models"])
