@@ -142,10 +142,9 @@ def get(ref: Ref) -> Data:
 
 
 def put(transport: HubTransport, data: bytes) -> None:
-    """As a site does; and evicted, which is in the time."""
+    """As a site does; and evicted by the server, which is in the time."""
     site = SignedHub(transport.grant(len(data)))
-    ref = site.put(data)
-    site.evict(ref)
+    transport.evict(site.put(data))
     site.close()
 
 

@@ -32,7 +32,7 @@ from fl.config import TrainConfigs
 from fl.errors import FederationError
 from fl.sealing import open_model
 from fl.tensors import Data, decode, digest, require_same_layout
-from fl.transport import Ref, Transport
+from fl.transport import Ref, Way
 
 Value = TypeVar("Value")
 
@@ -95,9 +95,7 @@ class Items:
         return value
 
 
-def prove(
-    wanted: CheckRequest | RehearseRequest, connect: Callable[[], Transport]
-) -> dict[str, Any]:
+def prove(wanted: CheckRequest | RehearseRequest, connect: Callable[[], Way]) -> dict[str, Any]:
     """Try the way for models, and at a rehearsal everything else that a round would do here.
 
     Args:
@@ -152,7 +150,7 @@ def _code() -> str:
     return digest(*(module.read_bytes() for module in modules))[:8]
 
 
-def told_way(ref: Ref, way: Transport) -> str:
+def told_way(ref: Ref, way: Way) -> str:
     """How an object travels, and how large one may be.
 
     Args:
@@ -167,12 +165,12 @@ def told_way(ref: Ref, way: Transport) -> str:
 
 
 def _travel(
-    items: Items, wanted: CheckRequest | RehearseRequest, connect: Callable[[], Transport]
+    items: Items, wanted: CheckRequest | RehearseRequest, connect: Callable[[], Way]
 ) -> tuple[Data | None, Ref | None]:
     """The server's bytes to here, and as many of this site's to where it can fetch them."""
     ref = Ref.from_json(wanted.model)
 
-    def open_way() -> tuple[Transport, str]:
+    def open_way() -> tuple[Way, str]:
         return (way := connect()), told_way(ref, way)
 
     way = items.attempt("way", open_way)

@@ -60,7 +60,7 @@ from fl.config import ProxystoreConfigs, TrainConfigs
 from fl.privacy import Spent
 from fl.sealing import open_model, seal_update, training_name
 from fl.tensors import Data, Tensors, decode, pieces, require_same_layout
-from fl.transport import Ref, Store, Transport, UnreachableError, open_granted, open_transport
+from fl.transport import Ref, Store, UnreachableError, Way, open_granted, open_transport
 
 PUT_SECONDS = 180.0
 """How long a site's way may be down after a training: cron brings its daemon back within that."""
@@ -297,10 +297,10 @@ OPERATIONS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "unmask": masking.unmask,
 }
 
-_transports: dict[str, Transport] = {}
+_transports: dict[str, Way] = {}
 
 
-def _transport(configs: ProxystoreConfigs, upload: dict[str, Any] | None) -> Transport:
+def _transport(configs: ProxystoreConfigs, upload: dict[str, Any] | None) -> Way:
     """The way that the server grants, or the client's own, kept open while the worker lives."""
     if upload is not None:
         return open_granted(upload)

@@ -11,6 +11,7 @@ from fl.transport.base import (
     Transport,
     TransportError,
     UnreachableError,
+    Way,
 )
 from fl.transport.ways import open_granted, open_server_transport, open_transport
 
@@ -22,6 +23,7 @@ __all__ = [
     "Transport",
     "TransportError",
     "UnreachableError",
+    "Way",
     "open_granted",
     "open_server_transport",
     "open_transport",

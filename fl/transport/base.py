@@ -100,8 +100,8 @@ def _is_plain(part: Any) -> bool:
     return isinstance(part, str) and part.isprintable()
 
 
-class Transport(Protocol):
-    """One way of moving bytes.
+class Way(Protocol):
+    """One way of moving bytes, as a site that is granted it knows it.
 
     Attributes:
         limit: The most bytes that an object may have, or None where the way sets no limit.
@@ -136,6 +136,13 @@ class Transport(Protocol):
             TransportError: They are gone, out of reach, or not what the reference says.
         """
 
+    def close(self) -> None:
+        """Release connections."""
+
+
+class Transport(Way, Protocol):
+    """One way of moving bytes."""
+
     def evict(self, ref: Ref) -> None:
         """Forget bytes; those that are gone already are no error.
 
@@ -158,9 +165,6 @@ class Transport(Protocol):
         Raises:
             TransportError: The place for it could not be reached.
         """
-
-    def close(self) -> None:
-        """Release connections."""
 
 
 @runtime_checkable

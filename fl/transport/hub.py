@@ -75,15 +75,6 @@ class SignedHub:
         finally:
             parts.close()
 
-    def evict(self, ref: Ref) -> None:
-        """See `Transport.evict`; of the object that was granted, all others are the server's."""
-        if ref.key.get("object") == self._grant["object"]:
-            with suppress(GoneError):
-                self._parts.ask("DELETE", f"{self._grant['url']}?{self._grant['delete']}")
-
-    def grant(self, size: int) -> None:
-        """See `Transport.grant`: only the server can."""
-
     def close(self) -> None:
         """Close connections."""
         self._parts.close()
@@ -145,7 +136,7 @@ class HubTransport:
         self._delete(self._object(ref))
 
     def grant(self, size: int) -> dict[str, Any]:
-        """See `Transport.grant`: a signature for each part, and one to delete all.
+        """See `Transport.grant`: a signature for each part.
 
         Args:
             size: The most bytes that will be put.
@@ -164,7 +155,6 @@ class HubTransport:
                 self._query("PUT", f"{name}/{number}")
                 for number in range(max(1, -(-size // PART_BYTES)))
             ],
-            "delete": self._query("DELETE", name),
         }
 
     def close(self) -> None:

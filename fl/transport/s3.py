@@ -102,14 +102,6 @@ class SignedS3:
         places = ((url, begin) for begin in range(0, ref.size, PART_BYTES))
         return self._parts.read(ref, places, seconds)
 
-    def evict(self, ref: Ref) -> None:
-        """See `Transport.evict`; of the object that was granted, all others are the server's."""
-        if ref.key.get("object") == self._grant["object"]:
-            self._parts.ask("DELETE", self._grant["delete"])
-
-    def grant(self, size: int) -> None:
-        """See `Transport.grant`: only the server can."""
-
     def close(self) -> None:
         """Close connections."""
         self._parts.close()
@@ -204,7 +196,6 @@ class S3Transport:
             ],
             "complete": self._signed("complete_multipart_upload", Key=name, UploadId=upload),
             "get": self._signed("get_object", Key=name),
-            "delete": self._signed("delete_object", Key=name),
         }
 
     def close(self) -> None:

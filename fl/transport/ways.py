@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fl.config import ProxystoreConfigs, ServerCommConfigs
-from fl.transport.base import Transport, TransportError
+from fl.transport.base import Transport, TransportError, Way
 from fl.transport.inline import InlineTransport
 
 
@@ -66,7 +66,7 @@ def open_transport(configs: ProxystoreConfigs) -> Transport:
     return ProxystoreTransport(connector.endpoints)
 
 
-def open_granted(grant: Mapping[str, Any]) -> Transport:
+def open_granted(grant: Mapping[str, Any]) -> Way:
     """The way that the server grants a site.
 
     Args:
