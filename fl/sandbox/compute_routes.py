@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
@@ -19,6 +21,8 @@ from fl.sandbox.payloads import FunctionRegistration, Registration, Submission, 
 from fl.sandbox.store import Endpoint, Function, Group, Store, Task
 
 OLDEST_SDK = "2.0.0"
+# The hosted service blocks registration "temporarily"; for how long is not documented.
+LOCKED_S = 30.0
 Model = TypeVar("Model", bound=BaseModel)
 Owned = TypeVar("Owned", Endpoint, Function, Group, Task)
 
@@ -81,6 +85,7 @@ class Compute:
         self.dispatch = dispatch
         self.identities = identities
         self.limit = limit
+        self._locked: dict[str, float] = {}  # until when (monotonic s)
 
     def blueprint(self) -> Blueprint:
         """The routes."""
@@ -160,12 +165,17 @@ class Compute:
     async def update_endpoint(self, text: str) -> Response:
         """Register an endpoint again; the credentials of the time before end here."""
         known = self._manager(text)
+        wait_s = self._locked.get(known.id, 0.0) - time.monotonic()
+        if wait_s > 0:
+            message = f"Endpoint {known.id} is locked; try again in {math.ceil(wait_s)} s"
+            raise ApiError(423, "ENDPOINT_LOCKED", message)
         registration = (await body(Registration)).model_dump(mode="json")
         return jsonify(await self.dispatch.admit(self.store.update_endpoint(known, registration)))
 
     async def lock_endpoint(self, text: str) -> Response:
-        """Drop an endpoint's connections; it must register again to come back."""
+        """Drop an endpoint's connections; it must register again to come back, once it may."""
         known = self._manager(text)
+        self._locked[known.id] = time.monotonic() + LOCKED_S
         self.dispatch.expel(self.store.update_endpoint(known, known.registration))
         return jsonify({"endpoint_id": known.id})
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections import defaultdict, deque
 
-MAX_BODY_BYTES = 10 * 1024 * 1024
+MAX_BODY_BYTES = 10_000_000
 REQUESTS = 20
 WINDOW_S = 10.0
 

@@ -11,6 +11,7 @@ from globus_compute_common.messagepack import unpack
 from globus_compute_sdk.serialize import ComputeSerializer
 from globus_sdk import AccessTokenAuthorizer, ComputeAPIError, ComputeClientV2
 
+from fl.sandbox import compute_routes
 from fl.sandbox.identity import AUTH
 
 from .conftest import Running
@@ -50,6 +51,21 @@ def test_an_endpoint_registers_and_registers_again(running: Running) -> None:
     assert (known["name"], known["display_name"]) == ("site", None)
     assert [e["uuid"] for e in running.v2().get_endpoints()] == [first["endpoint_id"]]
     assert running.v2(client=1).get_endpoints().data == []
+
+
+def test_a_locked_endpoint_registers_again_after_a_while_and_not_at_once(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint, v3 = running.endpoint()["endpoint_id"], running.v3()
+
+    def register() -> Any:
+        return v3.update_endpoint(endpoint, {"endpoint_name": "site"})
+
+    v3.lock_endpoint(endpoint)
+    assert refusal(register) == (423, "ENDPOINT_LOCKED")
+    monkeypatch.setattr(compute_routes, "LOCKED_S", 0.0)
+    v3.lock_endpoint(endpoint)
+    assert register()["endpoint_id"] == endpoint
 
 
 def test_a_deleted_endpoint_is_unknown(running: Running) -> None:

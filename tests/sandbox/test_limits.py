@@ -48,6 +48,11 @@ def test_the_sdk_waits_as_told_and_goes_on(serving: Callable[..., Running]) -> N
     assert 2 <= time.monotonic() - began < 5
 
 
+def test_a_megabyte_is_a_million_bytes() -> None:
+    """As Globus writes its limit; what passes here is to pass there."""
+    assert MAX_BODY_BYTES == 10_000_000
+
+
 @pytest.mark.parametrize("surplus", [1, 8 * 1024 * 1024, 80 * 1024 * 1024])
 def test_a_submit_over_10_mb_is_refused(running: Running, surplus: int) -> None:
     endpoint, function = running.endpoint()["endpoint_id"], running.function()
