@@ -1,8 +1,10 @@
 """The play of the hub, alone: what it writes is served, and what it no longer wants is stopped."""
 
 import json
+import os
 import shutil
 import subprocess
+import time
 
 import psutil
 import pytest
@@ -64,6 +66,15 @@ def test_a_hub_is_deployed_and_stopped_again(play, tmp_path):
     ref = transport.put(b"model")
     assert transport.get(ref) == b"model"
     transport.evict(ref)
+    old, young = (transport.put(data).key["object"] for data in (b"old", b"young"))
+    (home / "hub/incoming/0000000001").write_bytes(b"of an nginx that was killed")
+    (home / "hub/incoming/0000000002").write_bytes(b"arrives")
+    nine_days_ago = time.time() - 9 * 24 * 3600
+    for path in (home / "hub/objects/fl" / old, home / "hub/incoming/0000000001"):
+        os.utime(path, (nine_days_ago, nine_days_ago))
+    play(fl_hub=True)
+    assert [path.name for path in (home / "hub/objects/fl").iterdir()] == [young]
+    assert [path.name for path in (home / "hub/incoming").iterdir()] == ["0000000002"]
     transport.close()
     for file in (home / "secrets").iterdir():
         assert file.stat().st_mode & 0o077 == 0, file

@@ -135,6 +135,17 @@ def test_a_site_puts_no_more_than_it_was_granted(transport, server, certified):
     assert server.left() == []
 
 
+def test_a_part_is_as_large_as_nginx_takes_and_no_larger(server):
+    """The size stands in `parts` and in nginx's configuration."""
+    transport = HubTransport(server.configs)
+    data = bytes(parts.PART_BYTES + 1)
+    ref = transport.put(data)
+    assert transport.get(ref) == data
+    assert len(list((server.objects / "fl" / ref.key["object"]).iterdir())) == 2
+    transport.evict(ref)
+    transport.close()
+
+
 def test_what_a_site_puts_again_after_its_eviction_goes_with_the_run(server, small):
     transport = HubTransport(server.configs)
     site = SignedHub(transport.grant(5))
