@@ -11,10 +11,9 @@ from rich.table import Table
 from fl.console import Output
 from fl.progress import Progress
 from fl.server.events import Warned
+from tests import experiment
 from tests.test_resume import ENVIRONMENT, rounds
-from tests.test_run import FL_RUN, files
-
-__all__ = ["files"]  # a fixture
+from tests.test_run import FL_RUN
 
 
 def closed_pipe():
@@ -39,21 +38,20 @@ def test_what_is_lost_is_written_to_no_more(lost, terminal):
 
 
 @pytest.mark.parametrize("lost", [closed_pipe, full_disk])
-def test_a_run_that_nobody_reads_any_more_goes_on(files, lost):
-    folder = files()
-    described = ["--server", folder / "server.yaml", "--clients", folder / "clients.yaml"]
+def test_a_run_that_nobody_reads_any_more_goes_on(tmp_path, lost):
+    experiment.write(tmp_path)
     with lost() as output:
         done = subprocess.run(
-            [FL_RUN, *described],
+            [FL_RUN, tmp_path],
             stdout=output,
             stderr=subprocess.PIPE,
             text=True,
-            env=ENVIRONMENT,
-            timeout=120,
+            env={**ENVIRONMENT, "FL_SITE_CODE": str(tmp_path)},
+            timeout=240,
             check=False,
         )
     assert (done.returncode, done.stderr) == (0, "")
-    assert rounds(folder) == [1, 2]
+    assert rounds(tmp_path) == [1, 2]
 
 
 def test_colons_are_no_emoji():
