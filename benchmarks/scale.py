@@ -82,7 +82,7 @@ class Storage:
         if self._counts[ref.digest] == 0:
             del self._objects[ref.digest], self._counts[ref.digest]
 
-    def grant(self, size: int) -> None:
+    def grant(self, size: int | None) -> None:
         """See `fl.transport.Transport`: everybody is in this process."""
 
     def close(self) -> None:

@@ -110,6 +110,14 @@ def test_evaluating_changes_no_bit_of_a_run(evaluate):
     assert models[0] == models[1]
 
 
+def test_who_only_evaluates_is_granted_no_upload(evaluate, monkeypatch):
+    asked = []
+    monkeypatch.setattr(InlineTransport, "grant", lambda _, size: asked.append(size))
+    evaluate(2, 1, InProcess())
+    assert len(asked) == 4 and None not in asked[:2]
+    assert asked[2:] == [None, None]
+
+
 def test_sites_that_give_nothing_are_named_and_the_rest_counts(evaluate):
     outcome, lines, _ = evaluate(9, 1, Counting(mute=["site-a"]))
     assert sorted(lines[-1]["sites"]) == ["site-b"]

@@ -153,11 +153,11 @@ class Transport(Way, Protocol):
             TransportError: The place that holds them could not be reached.
         """
 
-    def grant(self, size: int) -> dict[str, Any] | None:
-        """What a site needs to put one object by this way.
+    def grant(self, size: int | None) -> dict[str, Any] | None:
+        """What a site needs to get objects by this way, and to put one.
 
         Args:
-            size: The most bytes that it will put.
+            size: The most bytes that it will put, or None where it will put nothing.
 
         Returns:
             JSON types; None where sites need nothing from the server.

@@ -95,7 +95,7 @@ class FileTransport:
         """See `Store.exists`."""
         return self._path(ref).exists()
 
-    def grant(self, size: int) -> None:
+    def grant(self, size: int | None) -> None:
         """See `Transport.grant`: sites see the folder."""
 
     def close(self) -> None:

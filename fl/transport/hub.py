@@ -135,22 +135,23 @@ class HubTransport:
         """See `Transport.evict`."""
         self._delete(self._object(ref))
 
-    def grant(self, size: int) -> dict[str, Any]:
+    def grant(self, size: int | None) -> dict[str, Any]:
         """See `Transport.grant`: a signature for each part.
 
         Args:
-            size: The most bytes that will be put.
+            size: The most bytes that will be put, or None.
 
         Returns:
             JSON types.
         """
         name = uuid.uuid4().hex
+        grant = {"transport": self.name, "url": self._url(name), "ca": self._ca}
+        if size is None:
+            return grant
         self._granted.add(name)
         return {
-            "transport": self.name,
+            **grant,
             "object": name,
-            "url": self._url(name),
-            "ca": self._ca,
             "put": [
                 self._query("PUT", f"{name}/{number}")
                 for number in range(max(1, -(-size // PART_BYTES)))

@@ -44,7 +44,7 @@ class InlineTransport:
     def evict(self, ref: Ref) -> None:
         """Nothing is kept anywhere."""
 
-    def grant(self, size: int) -> None:
+    def grant(self, size: int | None) -> None:
         """See `Transport.grant`: an answer carries its model."""
 
     def close(self) -> None:

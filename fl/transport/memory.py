@@ -40,7 +40,7 @@ class MemoryTransport:
         """See `Transport.evict`."""
         self._objects.pop(ref.key.get("object", ""), None)
 
-    def grant(self, size: int) -> None:
+    def grant(self, size: int | None) -> None:
         """See `Transport.grant`: everybody is in this process."""
 
     def close(self) -> None:

@@ -108,7 +108,7 @@ class ProxystoreTransport:
         for _ in side_by_side(evict, self._urls("evict", ref)):
             pass
 
-    def grant(self, size: int) -> None:
+    def grant(self, size: int | None) -> None:
         """See `Transport.grant`: sites have endpoints of their own."""
 
     def exists(self, ref: Ref) -> bool:

@@ -110,7 +110,7 @@ class RedisTransport:
         with self._named():
             return self._redis.exists(*keys) == len(keys)
 
-    def grant(self, size: int) -> None:
+    def grant(self, size: int | None) -> None:
         """See `Transport.grant`: sites reach the server themselves."""
 
     def close(self) -> None:

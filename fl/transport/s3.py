@@ -170,11 +170,11 @@ class S3Transport:
         """See `Transport.evict`."""
         self._remove(self._object(ref))
 
-    def grant(self, size: int) -> dict[str, Any]:
+    def grant(self, size: int | None) -> dict[str, Any]:
         """See `Transport.grant`: URLs for the parts, and for what follows them.
 
         Args:
-            size: The most bytes that will be put.
+            size: The most bytes that will be put, or None.
 
         Returns:
             JSON types.
@@ -182,6 +182,8 @@ class S3Transport:
         Raises:
             TransportError: The store refuses, or is out of reach.
         """
+        if size is None:
+            return {"transport": self.name}
         part_bytes = max(PART_BYTES, math.ceil(size / MOST_PARTS))
         name = f"fl/{uuid.uuid4().hex}"
         upload = self._call("create_multipart_upload", Key=name)["UploadId"]

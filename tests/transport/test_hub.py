@@ -146,6 +146,16 @@ def test_a_part_is_as_large_as_nginx_takes_and_no_larger(server):
     transport.close()
 
 
+def test_who_will_only_read_is_granted_no_object(transport):
+    ref = transport.put(b"model")
+    before = set(transport._granted)
+    site = open_granted(transport.grant(None))
+    assert site.get(ref) == b"model"
+    assert transport._granted == before
+    transport.evict(ref)
+    site.close()
+
+
 def test_what_a_site_puts_again_after_its_eviction_goes_with_the_run(server, small):
     transport = HubTransport(server.configs)
     site = SignedHub(transport.grant(5))

@@ -13,7 +13,7 @@ from werkzeug.wrappers import Response
 
 from fl.config import S3Configs, ServerCommConfigs
 from fl.tensors import digest
-from fl.transport import open_server_transport, parts, s3
+from fl.transport import open_granted, open_server_transport, parts, s3
 from fl.transport.base import GoneError, Ref, TransportError, UnreachableError
 from fl.transport.s3 import S3Transport, SignedS3
 from tests.transport.proof import prove
@@ -148,6 +148,15 @@ def test_models_go_down_and_updates_come_up_without_a_key_at_the_site(transport,
     for reader in (lambda: transport.get(sent), lambda: site.get(sent)):
         with pytest.raises(GoneError, match="no longer there"):
             reader()
+    site.close()
+
+
+def test_who_will_only_read_is_granted_no_upload(transport, client):
+    ref = transport.put(b"model")
+    site = open_granted(transport.grant(None))
+    assert site.get(ref) == b"model"
+    assert len(left(client)) == 1
+    transport.evict(ref)
     site.close()
 
 
