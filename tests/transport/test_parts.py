@@ -132,12 +132,12 @@ def slow_reader(request):
 
 def test_a_slow_uplink_is_no_silent_one(monkeypatch, slow_reader):
     """The limit of silence holds for a little of a part, not for sending all of it."""
-    monkeypatch.setattr(parts, "TIMEOUT", (0.5, 60.0))
+    monkeypatch.setattr(parts, "TIMEOUT", (10.0, 1.0))
     monkeypatch.setattr(parts, "TRIES", 1)
-    store = parts.Parts("the store", {})
+    store = parts.Parts("the store", {}, silence=60.0)  # of its answer
     began = time.monotonic()
-    store.put([slow_reader], [bytes(12 << 20)], parts.PART_BYTES)
-    assert time.monotonic() - began > 0.5, "it was not slow"
+    store.put([slow_reader], [bytes(32 << 20)], 32 << 20)
+    assert time.monotonic() - began > 1.0, "it was not slow"
     store.close()
 
 
