@@ -20,6 +20,7 @@ from fl.config import Federation
 from fl.config_files import Files
 from fl.endpoints.base import Endpoints, JSONObject
 from fl.endpoints.credentials import load_environment
+from fl.endpoints.local import STARTING
 from fl.endpoints.places import open_endpoints
 from fl.errors import INTERRUPTED, FederationError
 from fl.history import resume_command
@@ -298,8 +299,8 @@ def _recover(outstanding: list[Sent], ways: _Ways) -> list[Task]:
 def _interruptible(stop: Callable[[], None], folder: Path) -> Iterator[None]:
     """Ctrl-C once ends the run with the round that goes on, twice at once.
 
-    At once is as after kill -9, which a run survives: nothing is waited for, not even a worker that
-    is about to start. Nor does a handler use the console, which it may have interrupted.
+    At once is as after kill -9, which a run survives: nothing is waited for but a worker that is
+    half started. Nor does a handler use the console, which it may have interrupted.
     """
 
     def first(_signal: int, _frame: FrameType | None) -> None:
@@ -311,6 +312,7 @@ def _interruptible(stop: Callable[[], None], folder: Path) -> Iterator[None]:
         if os.isatty(1):
             _write(1, SHOW_CURSOR)
         _write(2, f"{_go_on(folder)}\n")
+        STARTING.acquire(timeout=1.0)  # this thread may itself hold it
         os._exit(INTERRUPTED)
 
     before = signal.signal(signal.SIGINT, first)

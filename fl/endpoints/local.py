@@ -18,6 +18,9 @@ from fl.endpoints.base import EndpointError, EngineError, JSONObject
 
 DIED = (EOFError, OSError)
 """What a pipe raises whose other end has died."""
+STARTING = threading.Lock()
+"""Held while a worker is started. One whose server ends before it has told the worker what it is
+prints a traceback."""
 
 
 class LocalEndpoints:
@@ -32,7 +35,7 @@ class LocalEndpoints:
     def __init__(self, num_clients: int) -> None:
         self._threads = ThreadPoolExecutor(min(num_clients, os.cpu_count() or 1))
         self._own = threading.local()  # a thread that ends closes its pipe, which ends its worker
-        self._starting, self._closed = threading.Lock(), False
+        self._closed = False
         self._workers: list[BaseProcess] = []
 
     def submit(self, client: Client, request: JSONObject) -> Future[JSONObject]:  # noqa: ARG002  (the protocol's signature; every client runs the same task here)
@@ -54,7 +57,7 @@ class LocalEndpoints:
         return pipe
 
     def _start(self) -> Connection:
-        with self._starting:  # `close` misses none
+        with STARTING:  # `close` misses none
             if self._closed:
                 raise EndpointError("the run is over")
             try:
@@ -82,7 +85,7 @@ class LocalEndpoints:
     def close(self) -> None:
         """See `Endpoints.close`."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        with self._starting:
+        with STARTING:
             self._closed = True
             for process in self._workers:
                 process.terminate()
