@@ -118,7 +118,7 @@ def test_an_endpoint_that_has_waited_for_its_peer_is_not_asked_again(transport):
 @pytest.mark.parametrize("kind", ["stuck"])
 def test_one_that_falls_silent_in_the_middle_is_not_waited_for(transport):
     began = time.monotonic()
-    with pytest.raises(UnreachableError, match="timed out"):
+    with pytest.raises(UnreachableError, match=r"timed out|in time"):
         transport.get(ref(), 1.5)
     assert time.monotonic() - began < 30
 
