@@ -7,7 +7,7 @@ import torch
 
 from fl.server import round as rounds
 from fl.server.checkpoint import CheckpointError, Snapshot
-from fl.server.federation import Server
+from fl.server.updates import Updates
 from tests.server.conftest import train
 
 COUNT = 12_347
@@ -30,13 +30,13 @@ def alive():
 @pytest.fixture
 def run(fit, monkeypatch):
     """Two rounds; gives the model, and how many there were before each update was fetched."""
-    counts, opened = [], Server._opened
+    counts, opened = [], Updates._opened
 
-    def counting(server, this, answer):
+    def counting(updates, this, answer):
         counts.append(alive())
-        return opened(server, this, answer)
+        return opened(updates, this, answer)
 
-    monkeypatch.setattr(Server, "_opened", counting)
+    monkeypatch.setattr(Updates, "_opened", counting)
 
     def _run(file=None, **settings):
         counts.clear()
@@ -73,12 +73,12 @@ def test_a_model_that_is_read_again_makes_no_difference(run, tmp_path, monkeypat
 
 def test_a_run_whose_checkpoint_is_gone_ends_and_says_so(run, tmp_path, monkeypatch):
     monkeypatch.setattr(rounds, "LARGE_BYTES", 1)
-    file, opened = tmp_path / "checkpoint", Server._opened
+    file, opened = tmp_path / "checkpoint", Updates._opened
 
-    def opening(server, this, answer):
+    def opening(updates, this, answer):
         file.unlink(missing_ok=True)
-        return opened(server, this, answer)
+        return opened(updates, this, answer)
 
-    monkeypatch.setattr(Server, "_opened", opening)
+    monkeypatch.setattr(Updates, "_opened", opening)
     with pytest.raises(CheckpointError, match="the model cannot be read from it again"):
         run(file)
