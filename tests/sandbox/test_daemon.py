@@ -107,18 +107,19 @@ def test_files_are_for_their_owner_only(folder: Folder, options: Options) -> Non
     assert set(found.values()) == {0o600}
 
 
-def test_a_folder_that_was_there_is_left_as_it_is(tmp_path: Path, options: Options) -> None:
+def test_a_folder_that_was_there_is_left_as_it_is(folder: Folder, options: Options) -> None:
     """It may be anybody's, as /tmp is, which would be closed to all others."""
-    tmp_path.chmod(0o755)
-    theirs = tmp_path / "service.json"
+    folder.path.mkdir()
+    folder.path.chmod(0o755)
+    theirs = folder.path / "service.json"
     theirs.write_text('{"name": "theirs"}')
     with pytest.raises(SandboxError, match=r"others can use .*: chmod 700 it"):
-        daemon.up(Folder(tmp_path), options)
-    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
-    assert not daemon.down(Folder(tmp_path))
-    tmp_path.chmod(0o700)
-    Folder(tmp_path).lock.touch()
-    assert not daemon.down(Folder(tmp_path))
+        daemon.up(folder, options)
+    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o755
+    assert not daemon.down(folder)
+    folder.path.chmod(0o700)
+    folder.lock.touch()
+    assert not daemon.down(folder)
     assert theirs.exists()
 
 
