@@ -28,21 +28,28 @@ SECONDS = 60
 @pytest.fixture
 def endpoints(monkeypatch):
     """Several clients, and one worker for them all."""
+    no_other_children()
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     opened = LocalEndpoints(3)
     yield opened
     opened.close()
+    no_other_children()
+
+
+def no_other_children():
+    """A run that is over has told its workers to end, and does not wait until they have."""
     for process in multiprocessing.active_children():
         process.join(SECONDS)
+    assert multiprocessing.active_children() == []
 
 
 def worker():
     """The worker, as soon as it was started."""
     deadline = time.monotonic() + SECONDS
-    while not multiprocessing.active_children():
+    while not (children := multiprocessing.active_children()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    (process,) = multiprocessing.active_children()
+    (process,) = children
     return process
 
 
