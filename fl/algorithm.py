@@ -138,12 +138,16 @@ def _tell_of_descents(federation: Federation, aggregator: FedNova, file: Path) -
             continue
         rate = configs.optim_args.get("lr", SGD_RATE)
         try:
+            for name in ("nesterov", "dampening"):
+                if configs.optim_args.get(name):
+                    own = client.client_id
+                    raise ValueError(f"{own} trains with {name}, which it cannot count")
             aggregator.descends(
                 client.client_id,
                 momentum=configs.optim_args.get("momentum", 0.0),
                 proximal=rate * (configs.mu or 0.0),
             )
-        except ValueError as error:
+        except (TypeError, ValueError) as error:  # `fl check` has not asked before what a rate is
             raise ConfigError(
                 f"{file}: server_configs.aggregator: FedNovaAggregator: {error}"
             ) from error

@@ -38,6 +38,7 @@ from fl.server.events import (
 from fl.server.sites import Task
 from fl.tensors import Data, Tensors, pieces
 from fl.transport import Ref
+from fl.transport.inline import InlineTransport
 
 SEALED_BY = "sealing.key"
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -258,7 +259,7 @@ class Record:
             session: Of the endpoints that it was submitted to.
             model: What it was sent; an inline one is left out, since it is nowhere else.
         """
-        kept = model.to_json() if model.transport != "inline" else {}
+        kept = model.to_json() if model.transport != InlineTransport.name else {}
         sent = Sent(task.client_id, task.version, task.turn, task.job, session, model.size, kept)
         self._append("tasks.jsonl", asdict(sent))
 
@@ -273,6 +274,8 @@ class Record:
                 line = {"at": now, **asdict(event), "loss": _finite(event.loss)}
                 line["aggregator"] = {key: _finite(n) for key, n in event.aggregator.items()}
                 self._append("metrics.jsonl", line)
+                if event.aggregator:  # a budget is spent by what was told, checkpoint or not
+                    os.fsync(self._appended["metrics.jsonl"].fileno())
             case SitesEvaluated():
                 self._append("evaluations.jsonl", {"at": now, **asdict(event)})
             case RoundStarted():

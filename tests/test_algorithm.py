@@ -274,6 +274,7 @@ def nova(tmp_path, monkeypatch):
     return _nova
 
 
+NESTEROV = {"lr": 0.1, "momentum": 0.9, "nesterov": True}
 PROXIMAL = {"trainer": "FedProxTrainer", "mu": 2.0}
 
 
@@ -293,6 +294,8 @@ def test_fednova_takes_each_clients_momentum_and_pull_from_its_settings(nova):
         ({}, {}, {"momentum": 0.5}, "momentum is 0.5, but site-a trains with 0"),
         ({}, PROXIMAL, {"proximal": 0.0}, "proximal is 0.0, but site-b trains with 0.2"),
         ({}, {**PROXIMAL, "mu": 20.0}, {}, "site-b: proximal must be at least 0 and below 1"),
+        ({}, {"optim_args": NESTEROV}, {}, "site-b trains with nesterov, which it cannot count"),
+        ({"optim_args": {"dampening": 0.5}}, {}, {}, "site-a trains with dampening, which it"),
     ],
 )
 def test_fednova_refuses_what_clients_do_not_do(nova, shared, second, kwargs, expected):
@@ -303,7 +306,8 @@ def test_fednova_refuses_what_clients_do_not_do(nova, shared, second, kwargs, ex
 def test_fednova_counts_the_steps_of_other_optimizers_unless_told_otherwise(nova):
     adam = {"optim": "Adam", "optim_args": {"lr": 0.01}}
     for kwargs, norm in (({}, 20), ({"momentum": 0.9}, fednova_norm(20, momentum=0.9))):
-        aggregator = nova(adam, {}, **kwargs).aggregator
+        aggregator = nova(adam, {}, effective_steps=1.0, **kwargs).aggregator
         update = {"w": torch.ones(1, dtype=torch.float64)}
         aggregator.add(update, Contribution("site-a", 1, 20, staleness=0, share=0.5))
-        assert update["w"].item() == pytest.approx(1 / norm)
+        moved = aggregator.step({"w": torch.zeros(1, dtype=torch.float64)})
+        assert moved["w"].item() == pytest.approx(1 / norm)

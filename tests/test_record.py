@@ -96,6 +96,16 @@ def test_a_diverged_models_loss_is_null_and_no_crash(record, tmp_path):
     assert record.losses() == [None]
 
 
+def test_what_an_aggregator_told_of_a_step_is_on_the_disk_with_it(record, monkeypatch):
+    """After a power cut too: what was seen of a step is counted, saved or not."""
+    synced = []
+    monkeypatch.setattr("os.fsync", synced.append)
+    record(RoundEnded(1, 0.5, 0.9, [], [], 0, 0, {}, {}))
+    assert synced == []
+    record(RoundEnded(2, 0.5, 0.9, [], [], 0, 0, {}, {"epsilon": 0.1}))
+    assert len(synced) == 1
+
+
 def test_a_run_is_open_once(record, tmp_path):
     with pytest.raises(FederationError, match="this run is still going on"):
         Record(tmp_path)

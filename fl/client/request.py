@@ -68,7 +68,8 @@ class EvaluateRequest(Section):
     """Python source that the server ships, by the path that the configurations name it by: of the
     model, the loader, the loss and the metric. It runs where the site's policy lets it in."""
     upload: dict[str, Any] | None = None
-    """The server's grant to put one object by its own way, which is then the client's as well."""
+    """The server's grant of its own way, which is then the client's as well: a training may put
+    one object by it."""
     sealing: Sealing | None = None
     """What models are sealed by, and updates must be; None where they travel in clear."""
 
@@ -78,7 +79,7 @@ class Masking(Section):
 
     session: Name
     """The sum's name."""
-    group: list[Name]
+    group: Annotated[list[Name], Field(min_length=1)]
     """Whose masks are in it: the sites that have shared their keys, this one among them."""
     threshold: PositiveInt
     """Sites that are in the sum at least."""

@@ -508,7 +508,13 @@ class Server:
 
     def _restore(self, snapshot: Snapshot) -> None:
         if snapshot.aggregator:  # a run that begins has none
-            self._aggregator.restore(snapshot.aggregator)
+            try:
+                self._aggregator.restore(snapshot.aggregator)
+            except ValueError as error:
+                raise FederationError(
+                    f"the checkpoint cannot be gone on from: {error}; resume with the version of "
+                    "fl that wrote it (versions.json names it)"
+                ) from error
         if snapshot.lost:
             self._aggregator.lost(snapshot.lost)
         if snapshot.scheduler:
@@ -533,6 +539,7 @@ class Server:
         Where it may be gone on with, what a later process gets the answer of again stays at its
         site, which evicts it in the end by itself.
         """
+        self._objects.ends()
         for arrival in self._sites.wait(self._clock.now()):
             if isinstance(arrival.outcome, FederationError):
                 continue

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
-from fl.endpoints.base import JSONObject
+from fl.endpoints.base import JSONObject, legible
 from fl.errors import FederationError
 from fl.server.clock import Clock
 from fl.server.events import Listener, Warned
@@ -23,6 +23,10 @@ Put = TypeVar("Put")
 
 PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
 """Between two tries while the server's own way is down: the first, and the longest."""
+END_SECONDS = 60.0
+"""What evicting all that is left may take: where a store is gone, each object is waited for."""
+NOTED_CHARACTERS = 4096
+"""A reference that a checkpoint keeps is no longer: sites write them."""
 
 
 class Objects:
@@ -48,6 +52,7 @@ class Objects:
         self._kept: list[Ref] = []
         self._evicting: Future[list[FederationError]] = Future()
         self._evicting.set_result([])
+        self._until = math.inf
 
     def keep(self, refs: Collection[Ref]) -> None:
         """Have objects evicted at the run's end: a task that is on its way may need them."""
@@ -98,7 +103,8 @@ class Objects:
 
     def done_with(self, ref: Ref) -> None:
         """Have an update evicted once the next step is saved."""
-        self._in_step.append(ref)
+        if ref.transport != InlineTransport.name:  # which is nowhere but here
+            self._in_step.append(ref)
 
     def saved(self) -> None:
         """The step is: what it was made of is of no more use."""
@@ -111,8 +117,7 @@ class Objects:
         A server that is killed before it comes to them leaves them to the one that goes on.
         """
         refs = [*self._leaving, *self._used, *self._in_step]
-        # What came inside its answer is nowhere else, and would make the checkpoint as large.
-        return [ref.to_json() for ref in refs if ref.transport != InlineTransport.name]
+        return [ref.to_json() for ref in refs if _length(ref) <= NOTED_CHARACTERS]
 
     def evict_models(self, needed: Collection[int]) -> None:
         """Evict models that no site has a task with.
@@ -135,8 +140,12 @@ class Objects:
             self._leaving = leaving
             self._evicting = self._clock.call(lambda: self._evict(leaving))
 
+    def ends(self) -> None:
+        """The run does: from now on a store that is gone is not waited for over and over."""
+        self._until = self._clock.now() + END_SECONDS
+
     def evict_all(self, spared: Collection[Ref] = ()) -> None:
-        """The run has ended: evict all that is left.
+        """Evict all that is left.
 
         Args:
             spared: Updates that stay where they are.
@@ -161,8 +170,11 @@ class Objects:
 
     def _evict(self, refs: Sequence[Ref]) -> list[FederationError]:
         """Evict; returns what kept objects from it, which is worth a line, not the run."""
-        failed = []
-        for ref in refs:
+        failed: list[FederationError] = []
+        for number, ref in enumerate(refs):
+            if self._clock.now() >= self._until:
+                left = f"{len(refs) - number} more are left: {END_SECONDS:.0f} s are over"
+                return [*failed, TransportError(left)]
             try:
                 self._transport.evict(ref)
             except FederationError as error:
@@ -171,7 +183,8 @@ class Objects:
 
     def _tell(self, failed: Sequence[FederationError]) -> None:
         for error in failed:
-            self._listen(Warned(f"a model was not evicted: {error}"))
+            # A site's own words may be in it: what it says of its update.
+            self._listen(Warned(f"a model was not evicted: {legible(str(error))}"))
 
     def _pause(self, seconds: float) -> None:
         """Wait, whatever happens at the sites."""
@@ -179,3 +192,8 @@ class Objects:
         while (left := until - self._clock.now()) > 0:
             self._clock.wait(left)
         self._clock.wake()  # what happened meanwhile is looked at next
+
+
+def _length(ref: Ref) -> int:
+    """How many characters a reference has."""
+    return len(ref.transport) + sum(len(key) + len(text) for key, text in ref.key.items())

@@ -298,6 +298,7 @@ def test_a_roster_is_not_believed(summing):
         ({"group": ["a"]}, {}, "a sum of 1 sites is not safe"),
         ({"group": ["b", "c"]}, {}, "a sum of 2 sites is not safe"),
         ({"group": ["a", "b", "d"]}, {}, "not those that keys were shared with"),
+        ({"group": []}, {}, "masking.group"),
         ({"threshold": 3}, {}, "not those that keys were shared with"),
         ({"session": "t"}, {}, "keeps no keys of the sum t"),
         ({}, {"update": "model"}, "is of differences"),

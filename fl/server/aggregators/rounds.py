@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 
 from fl.config import Section
+from fl.server.aggregation import WeightedMean
 from fl.server.aggregators.base import Contribution, Streaming
 from fl.server.aggregators.settings import ClientWeights, Fraction, Positive
 from fl.server.aggregators.tiles import Optimizer, optimize_by_tile, step_by_tile
@@ -171,7 +172,9 @@ class FedNova(_Rounds):
     """
 
     NORM: ClassVar[str] = "fednova/norm"
-    """The mean of the norms, which rides along with the tensors'."""
+    """The mean of the norms, which rides along with the buffers'."""
+    UNDIVIDED: ClassVar[str] = "undivided "
+    """Before the roles of the buffers' mean in a state."""
 
     class Settings(ClientWeights):
         """What clients do between steps."""
@@ -188,6 +191,7 @@ class FedNova(_Rounds):
         settings.require_weights_of(clients)
         self._settings = settings
         self._descents: dict[str, dict[str, float]] = {}
+        self._undivided = WeightedMean()
 
     def descends(self, client: str, *, momentum: float, proximal: float) -> None:
         """Told how a client descends, which says how its training adds gradients up.
@@ -212,13 +216,35 @@ class FedNova(_Rounds):
         self._descents[client] = theirs
 
     def add(self, update: Tensors, contribution: Contribution) -> None:
-        """Fold one update, divided by its norm, and the norm in."""
-        norm = self._norm(contribution)
-        for name in update.keys() - self.buffers:
-            if is_inexact(update[name]):
-                update[name] = wide(update[name]).div_(norm)
+        """Fold one update in: parameters by its weight over its norm, the rest by its weight.
+
+        Dividing the parameters themselves would take another model's memory where they are narrow.
+        """
+        weight, norm = self._weight(contribution), self._norm(contribution)
+        divided = {n: t for n, t in update.items() if is_inexact(t) and n not in self.buffers}
+        undivided = {n: t for n, t in update.items() if n not in divided}
+        self._mean.add(divided, weight / norm)
         norms = torch.tensor(norm, dtype=torch.float64)
-        super().add({**update, self.NORM: norms}, contribution)
+        self._undivided.add({**undivided, self.NORM: norms}, weight)
+
+    def state(self) -> State:
+        """Both means as they are."""
+        undivided = self._undivided.state()
+        return {
+            **super().state(),
+            **{f"{self.UNDIVIDED}{role}": its for role, its in undivided.items()},
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from another's `state`."""
+        undivided = {r: its for r, its in state.items() if r.startswith(self.UNDIVIDED)}
+        super().restore({role: its for role, its in state.items() if role not in undivided})
+        self._undivided = WeightedMean()
+        self._undivided.restore(
+            {role.removeprefix(self.UNDIVIDED): its for role, its in undivided.items()}
+        )
+        if self._undivided.count != self._mean.count:
+            raise ValueError("its updates are divided by their norms")
 
     def _norm(self, contribution: Contribution) -> float:
         settings = self._settings
@@ -229,8 +255,15 @@ class FedNova(_Rounds):
     def _weight(self, contribution: Contribution) -> float:
         return self._settings.weight(contribution)
 
+    def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
+        moved = super()._move(weights, {**mean, **self._undivided.result()})
+        self._undivided = WeightedMean()
+        return moved
+
     def _step(self, parameters: Tensors, mean: Tensors) -> Tensors:
         size = self._settings.effective_steps or float(mean[self.NORM])
+        # The mean is of sum_i n_i / a_i, the rule is of sum_i n_i.
+        size *= self._mean.total / self._undivided.total
         return step_by_tile(parameters, mean, partial(add_delta, size=size))
 
 

@@ -240,7 +240,13 @@ def test_counters_are_trained_values(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["FedAvgAggregator", "FedQueueAggregator", "ScaffoldAggregator", *sorted(HOLDING)],
+    [
+        "FedAvgAggregator",
+        "FedNovaAggregator",
+        "FedQueueAggregator",
+        "ScaffoldAggregator",
+        *sorted(HOLDING),
+    ],
 )
 def test_half_precision_is_rounded_once(name):
     # The two are neighbours in bfloat16. Added to 1, a half of 2^-7 is a tie, which goes to 1; the
@@ -358,3 +364,22 @@ def test_fednova_weighs_buffers_and_counters_as_fedavg_does():
     torch.testing.assert_close(nova["bn.running_var"], average["bn.running_var"])
     assert nova["bn.count"].item() == average["bn.count"].item() == 100
     assert nova["w"] > average["w"]
+
+
+def test_fednova_makes_no_wide_copy_of_a_narrow_update():
+    """A model more than the sum and the update, in twice its bytes."""
+    aggregator = opened("FedNovaAggregator")
+    for client in CLIENTS[:2]:
+        update = {"w": torch.full((3,), 0.5, dtype=torch.bfloat16)}
+        aggregator.add(update, contribution(client, steps=3))
+    assert update["w"].dtype == torch.bfloat16
+    assert update["w"].tolist() == [0.5] * 3
+
+
+def test_fednova_goes_on_from_no_sum_of_divided_updates():
+    """As a version before this one kept them."""
+    aggregator = opened("FedNovaAggregator")
+    aggregator.add({"w": torch.ones(3)}, contribution(CLIENTS[0], steps=3))
+    kept = {role: its for role, its in aggregator.state().items() if "undivided" not in role}
+    with pytest.raises(ValueError, match="divided by their norms"):
+        opened("FedNovaAggregator").restore(kept)
