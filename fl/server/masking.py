@@ -39,8 +39,6 @@ from fl.secure_sum.shamir import PRIME, combine
 from fl.server import sites
 from fl.server.aggregators.secure import SecureFedAvg
 
-ATTEMPTS = 3
-"""Times that a small task is sent: it may be lost with its worker, and does no harm twice."""
 GRACE_SECONDS = 10.0
 """How long the others may take once enough sites have answered."""
 SEALED_CHARACTERS = 4 * -(-SEALED_BYTES // 3)
@@ -267,14 +265,17 @@ class Masking:
         answers = _Answers()
         for task in asked.values():
             task.send(self._endpoints)
-        until = time.monotonic() + self._patience
+        between = max(sites.CHECK_SECONDS, len(asked) * sites.SPACING_SECONDS)
+        until, look_at = time.monotonic() + self._patience, time.monotonic() + between
         while asked:
-            left = max(until - time.monotonic(), 0.0)
-            pause = min(left, max(sites.CHECK_SECONDS, len(asked) * sites.SPACING_SECONDS))
-            done = _done(asked, pause)
-            if not done and left <= pause:
+            again = [task.again for task in asked.values() if task.again is not None]
+            done = _done(asked, min([until, look_at, *again]))
+            if not done and time.monotonic() >= until:
                 break
             self._take_all(answers, asked, done, read)
+            if time.monotonic() >= look_at:
+                self._look(asked)
+                look_at = time.monotonic() + between
             if enough is not None and len(answers.given) >= enough:
                 until, enough = min(until, time.monotonic() + GRACE_SECONDS), None
         silent = SecureSumError(f"no answer to a small task within {self._patience:g} s")
@@ -288,16 +289,22 @@ class Masking:
         done: set[Future[JSONObject]],
         read: Callable[[str, JSONObject], Any],
     ) -> None:
-        """Read what has come; where nothing has, look after the sites that are asked."""
+        """Read what has come, and send again what was lost a while ago."""
         for name, task in list(asked.items()):
             if task.future in done:
                 self._take(answers, name, task, read)
-            elif not done:
-                task.look(self._endpoints)
+            elif task.again is not None and time.monotonic() >= task.again:
+                task.send(self._endpoints)
             if task.failure is not None:
                 answers.failed[name] = task.failure
             if task.failure is not None or name in answers.given:
                 del asked[name]
+
+    def _look(self, asked: Mapping[str, _Asked]) -> None:
+        """Look after the sites whose tasks are out."""
+        for task in asked.values():
+            if task.again is None:
+                task.look(self._endpoints)
 
     def _take(
         self,
@@ -306,7 +313,7 @@ class Masking:
         task: _Asked,
         read: Callable[[str, JSONObject], Any],
     ) -> None:
-        """Read a site's answer, or send its task again where that was lost on its way."""
+        """Read a site's answer, unless that was lost on its way."""
         result = task.result(self._endpoints)
         if result is None:
             return
@@ -327,6 +334,7 @@ class _Asked:
         request: What it was sent.
         future: Its answer to come.
         sent: How often it was sent.
+        again: When it is sent again, by `time.monotonic`; None while it is out.
         misses: Looks in a row that found the site offline.
         failure: Why nothing is expected any more, or None.
     """
@@ -335,29 +343,36 @@ class _Asked:
     request: JSONObject
     future: Future[JSONObject] | None = None
     sent: int = 0
+    again: float | None = None
     misses: int = 0
     failure: FederationError | None = None
 
     def send(self, endpoints: Endpoints) -> None:
-        self.sent += 1
+        self.sent, self.again = self.sent + 1, None
         try:
             self.future = endpoints.submit(self.client, self.request)
         except FederationError as error:
-            self.failure = error
+            self._lose(error)
 
     def result(self, endpoints: Endpoints) -> JSONObject | None:
-        """What the site answered; None where it is asked again, or has failed."""
+        """What the site answered; None where it will be asked again, or has failed."""
         if self.future is None:
             return None
         try:
             return answer_of(self.future, endpoints)
         except FederationError as error:
-            refused = isinstance(error, SiteError) and error.kind not in sites.PASSING
-            if refused or self.sent >= ATTEMPTS:
-                self.failure = error
-            else:
-                self.send(endpoints)
+            self._lose(error)
         return None
+
+    def _lose(self, error: FederationError) -> None:
+        """Have it sent again after a pause: an engine that has just failed would lose that too."""
+        self.future = None
+        attempts, pause = sites.patience_after(error, self.sent)
+        refused = isinstance(error, SiteError) and error.kind not in sites.PASSING
+        if refused or self.sent >= attempts:
+            self.failure = error
+        else:
+            self.again = time.monotonic() + pause
 
     def look(self, endpoints: Endpoints) -> None:
         """Give up a site that is offline: two looks in a row must say so."""
@@ -370,9 +385,13 @@ class _Asked:
             self.failure = FederationError(down)
 
 
-def _done(asked: Mapping[str, _Asked], seconds: float) -> set[Future[JSONObject]]:
-    """Answers that are there, or come within some seconds; those that could not be sent aside."""
+def _done(asked: Mapping[str, _Asked], until: float) -> set[Future[JSONObject]]:
+    """Answers that are there, or the first that comes by then, by `time.monotonic`."""
     futures = [task.future for task in asked.values() if task.future is not None]
+    seconds = max(until - time.monotonic(), 0.0)
+    if not futures:
+        time.sleep(seconds)  # `wait` would not wait for none
+        return set()
     return wait(futures, timeout=seconds, return_when=FIRST_COMPLETED).done
 
 

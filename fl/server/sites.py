@@ -279,7 +279,7 @@ class Sites:
 
     def _await(self, site: Site, task: Task) -> None:
         """Look after a task until it ends."""
-        site.task, site.gone_since, site.probe = task, None, None
+        site.task, site.gone_since, site.probe, site.check = task, None, None, None
         site.misses = 0
         site.next_check = task.sent + self._check_seconds
         pause = DOUBT_SECONDS if site.losses else PROBE_SECONDS
@@ -410,9 +410,9 @@ class Sites:
 
     def _lose(self, site: Site, task: Task, error: FederationError) -> Arrival | None:
         """A site's task is gone; it is sent again once a check finds the site online."""
-        site.task = None
+        site.task, site.check = None, None  # one that was asked before says nothing of now
         site.losses += 1
-        attempts, pause = _patience_after(error, site.losses)
+        attempts, pause = patience_after(error, site.losses)
         site.next_check = self._clock.now() + pause
         if site.losses >= attempts:
             site.sits_out = True
@@ -523,8 +523,13 @@ class Sites:
             self._listen(SiteChanged(site.client.client_id, state.value, reason))
 
 
-def _patience_after(error: FederationError, losses: int) -> tuple[int, float]:
-    """How many losses are borne, and the seconds until a site is asked again."""
+def patience_after(error: FederationError, losses: int) -> tuple[int, float]:
+    """How many losses are borne, and the seconds until a site is asked again.
+
+    Args:
+        error: What its task was lost by.
+        losses: How many it has lost, that one included.
+    """
     kind = error.kind if isinstance(error, SiteError) else type(error).__name__
     if kind in SLOW:
         return WAY_ATTEMPTS, WAY_PAUSE_SECONDS * 2.0 ** (losses - 1)

@@ -3,13 +3,14 @@
 import base64
 import json
 import math
+import time
 
 import pytest
 import torch
 
 from fl.client import masking, task
 from fl.client.request import TrainRequest, read
-from fl.endpoints.base import EndpointError
+from fl.endpoints.base import EndpointError, EngineError
 from fl.secure_sum.fixed_point import MASKED
 from fl.secure_sum.keys import (
     SEALED_BYTES,
@@ -76,6 +77,7 @@ def small(request, transport):
 def hurried(tmp_path, monkeypatch):
     monkeypatch.setenv("FL_SITE_STATE", str(tmp_path / "state"))
     monkeypatch.setattr(server_masking, "GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(sites, "PAUSE_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -204,8 +206,23 @@ def test_a_task_that_is_lost_is_sent_again(secure):
     assert lost == list(SMALL) and failures(events) == {}
 
 
-def test_a_training_that_is_lost_is_done_again_under_the_same_masks(secure, monkeypatch):
-    monkeypatch.setattr(sites, "PAUSE_SECONDS", 0.05)
+def test_a_small_task_is_sent_again_after_a_pause(secure, monkeypatch):
+    """What is sent to an engine that has just failed is lost as well."""
+    monkeypatch.setattr(sites, "PAUSE_SECONDS", 0.2)
+    failed = []
+
+    def taken_down(request, transport):
+        if request["operation"] == "confirm" and (not failed or time.monotonic() < failed[0] + 0.1):
+            failed.append(time.monotonic())
+            raise EngineError("its engine failed")
+        return site("b")(request, transport)
+
+    weights, events = secure({"b": taken_down}, phase_deadline=5.0)
+    assert_mean(weights, NAMES)
+    assert len(failed) == 1 and failures(events) == {}
+
+
+def test_a_training_that_is_lost_is_done_again_under_the_same_masks(secure):
     lost = []
 
     def once(request, transport):

@@ -138,6 +138,30 @@ def test_one_miss_is_forgotten_by_the_next_good_check(world):
     assert world.state("a") is State.QUEUED
 
 
+def test_a_check_that_was_asked_before_a_loss_brings_no_site_back(world):
+    """It was asked of the endpoint as it was: the pause before the next task would be skipped."""
+    task = world.send("a")
+    while world.sites["a"].check is None:
+        world.pass_time(1)
+    task.set_result(failure("UnreachableError"))
+    world.pass_time(sites.WAY_PAUSE_SECONDS - 2)
+    assert world.state("a") is State.LOST
+    world.pass_time(4)
+    assert world.state("a") is State.BACK
+
+
+def test_a_check_of_the_task_before_says_nothing_of_the_next(world):
+    task = world.send("a")
+    world.endpoints.health_of["a"] = OFFLINE
+    while world.sites["a"].check is None:
+        world.pass_time(1)
+    task.set_result(answer())
+    world.pass_time(0.5)
+    world.send("a", job="next")
+    world.pass_time(sites.CHECK_SECONDS - 2)
+    assert world.sites["a"].misses == 0
+
+
 def test_a_lost_site_that_is_online_again_takes_the_same_turn_again(world):
     world.send("a")
     world.endpoints.health_of["a"] = OFFLINE
