@@ -37,7 +37,7 @@ from fl.errors import FederationError
 from fl.server.clock import Clock
 from fl.server.events import Listener, SiteChanged, Warned
 from fl.server.requests import enter_request, progress_request
-from fl.transport import GoneError, UnreachableError
+from fl.transport import GoneError, NoPlaceError, UnreachableError
 
 CHECK_SECONDS = 10.0
 """Between two checks of a site."""
@@ -68,9 +68,10 @@ half a minute more. A worker whose block ends takes tasks to its end, `block_mar
 GONE = GoneError.__name__
 SLOW = (UnreachableError.__name__, BlockEnded.__name__)
 """Failures at a site that a try at once would meet again."""
-PASSING = (*SLOW, GONE)
+PASSING = (*SLOW, GONE, NoPlaceError.__name__)
 """Failures at a site that another try may mend: its way for models was interrupted, the model was
-lost with the server's endpoint, or its batch job ended before the first step."""
+lost with the server's endpoint, the store had ended its upload while the task was queued, or its
+batch job ended before the first step."""
 
 
 class State(StrEnum):

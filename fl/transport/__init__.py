@@ -6,6 +6,7 @@ A new way is one new file beside these, and its line in `open_transport`.
 from fl.transport.base import (
     WAYS,
     GoneError,
+    NoPlaceError,
     Ref,
     Store,
     Transport,
@@ -18,6 +19,7 @@ from fl.transport.ways import open_granted, open_server_transport, open_transpor
 __all__ = [
     "WAYS",
     "GoneError",
+    "NoPlaceError",
     "Ref",
     "Store",
     "Transport",

@@ -26,6 +26,10 @@ class GoneError(TransportError):
     """The bytes are not where they were put: no try will mend that."""
 
 
+class NoPlaceError(TransportError):
+    """Where bytes were to be put, the store knows no place for them: it takes another grant."""
+
+
 WAYS = {
     "inline": "inside the request",
     "proxystore": "by ProxyStore",

@@ -25,7 +25,14 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from fl.tensors import Data, size
-from fl.transport.base import GoneError, Ref, TransportError, UnreachableError, require
+from fl.transport.base import (
+    GoneError,
+    NoPlaceError,
+    Ref,
+    TransportError,
+    UnreachableError,
+    require,
+)
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -51,10 +58,6 @@ TEXT_BYTES = 2000
 """Of an error, what is read."""
 VALID_SECONDS = 7 * 24 * 3600
 """How long a URL lasts, for a task may wait in a batch queue for days; S3 allows no longer."""
-
-
-class NoPlaceError(TransportError):
-    """Where bytes were to be put, the store knows no place for them."""
 
 
 class Part:

@@ -24,7 +24,7 @@ import requests
 from fl.config import S3Configs
 from fl.tensors import Data, size
 from fl.transport.base import (
-    GoneError,
+    NoPlaceError,
     Ref,
     TransportError,
     UnreachableError,
@@ -36,7 +36,6 @@ from fl.transport.parts import (
     TIMEOUT,
     TRIES,
     VALID_SECONDS,
-    NoPlaceError,
     Parts,
     is_final,
 )
@@ -74,7 +73,9 @@ class SignedS3:
             ref = ref_to(self.name, key, pieces)
             try:
                 self.read(ref, grant["get"])
-            except GoneError:
+            except UnreachableError:
+                raise
+            except TransportError:  # of a key that is not there S3 may say 403, not 404
                 raise error from None
             return ref
         return Ref(self.name, key, size(pieces), digest)

@@ -237,10 +237,13 @@ def test_a_fault_of_the_sites_code_is_not_tried_again(world):
     assert world.sites["a"].sits_out
 
 
-def test_what_another_try_may_mend_is_tried_again(world):
-    world.send("a").set_result(failure("GoneError"))
+@pytest.mark.parametrize(("kind", "missed"), [("GoneError", True), ("NoPlaceError", False)])
+def test_what_another_try_may_mend_is_tried_again(world, kind, missed):
+    """A model that went is put again; an upload that a bucket has ended is granted again."""
+    world.send("a").set_result(failure(kind))
     assert world.pass_time(3) == []
     assert world.state("a") is State.BACK
+    assert (world.sites["a"].missed is not None) == missed
 
 
 @pytest.mark.parametrize("kind", ["UnreachableError", "BlockEnded"])

@@ -14,7 +14,13 @@ from werkzeug.wrappers import Response
 from fl.config import S3Configs, ServerCommConfigs
 from fl.tensors import digest
 from fl.transport import open_granted, open_server_transport, parts, s3
-from fl.transport.base import GoneError, Ref, TransportError, UnreachableError
+from fl.transport.base import (
+    GoneError,
+    NoPlaceError,
+    Ref,
+    TransportError,
+    UnreachableError,
+)
 from fl.transport.s3 import S3Transport, SignedS3
 from tests.transport.proof import prove
 
@@ -65,6 +71,11 @@ def late_error(answer):
 
 def forgotten(answer):
     return Response("<Error><Code>NoSuchUpload</Code></Error>", status=404)
+
+
+def forbidden(answer):
+    """What S3 says of a key that is not there to who may not list the bucket."""
+    return Response("<Error><Code>AccessDenied</Code></Error>", status=403)
 
 
 def short(answer):
@@ -222,9 +233,14 @@ def test_an_object_whose_completion_was_never_answered_is_put_by_the_next_try(tr
     assert transport.get(ref) == data
     transport.evict(ref)
     # Now neither is there. That is no model that went: the site has none to ask for again.
-    with pytest.raises(TransportError, match=r"PUT of .* 404 NoSuchUpload$") as caught:
+    for faults in ([], [("GET", forbidden)] * 2):
+        store.faults = faults
+        with pytest.raises(NoPlaceError, match=r"PUT of .* 404 NoSuchUpload$"):
+            site.put(data)
+    # Who cannot ask whether it is there says so, and the next try asks again.
+    store.faults = [("GET", broken)] * 2 * parts.TRIES
+    with pytest.raises(UnreachableError, match="GET of"):
         site.put(data)
-    assert not isinstance(caught.value, GoneError | UnreachableError)
     site.close()
 
 
