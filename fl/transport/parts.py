@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import re
 import socket
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from threading import Timer
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -95,7 +97,17 @@ class _Connection(_Sending, HTTPConnection):
 
 
 class _TLSConnection(_Sending, HTTPSConnection):
-    pass
+    """A deadline ends its TCP connection, and leaves the TLS session to whoever reads meanwhile.
+
+    The shutdown of a TLS socket drops that first: what comes next would be read enciphered.
+    """
+
+    def connect(self) -> None:
+        """See urllib3, which ends what is read by the socket's `shutdown`."""
+        super().connect()
+        if isinstance(self.sock, ssl.SSLSocket):
+            end = partial(socket.socket.shutdown, self.sock)
+            self.sock.shutdown = end  # type: ignore[method-assign]
 
 
 class _Pool(HTTPConnectionPool):
