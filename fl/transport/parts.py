@@ -133,9 +133,10 @@ class Adapter(requests.adapters.HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = POOLS
 
     def proxy_manager_for(self, proxy: str, **keywords: Any) -> Any:
-        """See requests: behind a proxy, too."""
+        """See requests: behind a proxy, too; one of SOCKS has connections of its own."""
         manager = super().proxy_manager_for(proxy, **keywords)
-        manager.pool_classes_by_scheme = POOLS
+        if not proxy.lower().startswith("socks"):
+            manager.pool_classes_by_scheme = POOLS
         return manager
 
 

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import requests
+from urllib3.poolmanager import PoolManager, ProxyManager
 
 from fl.tensors import digest
 from fl.transport import parts
@@ -273,3 +274,14 @@ def test_no_password_of_the_users_goes_to_a_store(tmp_path, monkeypatch):
         store.ask("GET", "http://store/object?signature=x")
     assert "Authorization" not in sent[0].headers
     store.close()
+
+
+def test_a_proxy_of_socks_has_connections_of_its_own(monkeypatch):
+    """Ours know nothing of what requests tells those."""
+    theirs = PoolManager()
+    monkeypatch.setattr(requests.adapters, "SOCKSProxyManager", lambda *_, **__: theirs)
+    adapter = parts.Adapter()
+    before = theirs.pool_classes_by_scheme
+    assert adapter.proxy_manager_for("socks5h://localhost:1080").pool_classes_by_scheme is before
+    other = adapter.proxy_manager_for("http://localhost:3128")
+    assert isinstance(other, ProxyManager) and other.pool_classes_by_scheme is parts.POOLS
