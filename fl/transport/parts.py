@@ -304,6 +304,7 @@ class Parts:
             fault = _refusal(response)
             if not fault and begin > 0 and response.status_code != 206:
                 fault = f"HTTP status {response.status_code} to a range: the store ignores them"
+                raise TransportError(self._told("GET", url, fault))  # as it always will
             return response, fault or _cut_short(response, room, until)
 
     def _limits(self, until: float) -> tuple[float, float]:
@@ -338,9 +339,7 @@ class Parts:
         raise self._failure(method, url, fault, status)
 
     def _failure(self, method: str, url: str, fault: str, status: int) -> TransportError:
-        """Name what failed; never by its query, which is as good as a key."""
-        parts = urlsplit(url)
-        place = f"{self._store} {method} of {parts.netloc}{parts.path} failed: {fault}"
+        place = self._told(method, url, fault)
         if status == 404:
             if method in ("PUT", "POST"):
                 return NoPlaceError(place)
@@ -348,6 +347,11 @@ class Parts:
         if status in self._meanings:
             return TransportError(f"{place}: {self._meanings[status]}")
         return TransportError(place) if is_final(status, fault) else UnreachableError(place)
+
+    def _told(self, method: str, url: str, fault: str) -> str:
+        """Name what failed; never by its query, which is as good as a key."""
+        parts = urlsplit(url)
+        return f"{self._store} {method} of {parts.netloc}{parts.path} failed: {fault}"
 
 
 def is_final(status: int, fault: str) -> bool:

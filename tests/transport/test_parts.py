@@ -207,7 +207,7 @@ class Astray(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.server.asked.append((self.command, self.path, self.headers["Authorization"]))
-        status = int(self.path[1:])
+        status = int(self.path[1:4])
         self.send_response(status)
         if status != 200:
             self.send_header("Location", "/200")
@@ -247,15 +247,16 @@ def test_nobody_is_sent_elsewhere_by_a_store(tmp_path, monkeypatch, astray, stat
     store.close()
 
 
-def test_a_store_that_ignores_ranges_is_named(monkeypatch, astray):
+def test_a_store_that_ignores_ranges_is_named(monkeypatch, astray, asking):
     """Not taken at its word: its whole object is no later part of it."""
     monkeypatch.setattr(parts, "PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(parts, "PART_BYTES", 10_000)
-    store = parts.Parts("the store", {}, proxied=False)
-    places = [(f"{astray.url}/200", begin) for begin in range(0, len(MODEL), 10_000)]
-    with pytest.raises(UnreachableError, match="HTTP status 200 to a range"):
-        store.read(Ref("s3", {}, len(MODEL), digest(MODEL)), places)
-    store.close()
+    monkeypatch.setattr(parts, "PART_BYTES", half := len(MODEL) // 2)
+    places = [(f"{astray.url}/200?signature=x", begin) for begin in (0, half)]
+    told = "the store GET of .*/200 failed: HTTP status 200 to a range: the store ignores them$"
+    with pytest.raises(TransportError, match=told) as caught:
+        asking.read(Ref("s3", {}, len(MODEL), digest(MODEL)), places)
+    assert not isinstance(caught.value, UnreachableError)
+    assert len(astray.asked) == 2, "no try mends that"
 
 
 def test_no_password_of_the_users_goes_to_a_store(tmp_path, monkeypatch):
