@@ -60,7 +60,7 @@ def client(server):
 def transport(server, client, monkeypatch):
     monkeypatch.setattr(ours, "PART_BYTES", PART)
     monkeypatch.setattr(ours, "PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(ours, "TIMEOUT", (1.0, 1.0))
+    monkeypatch.setattr(ours, "TIMEOUT", (10.0, 10.0))
     connector = {"hostname": "127.0.0.1", "port": server[0]}
     opened = open_transport(
         ProxystoreConfigs(
@@ -137,9 +137,10 @@ def test_a_connection_that_is_lost_is_made_again(transport, client):
     assert transport.get(ref) == b"model"
 
 
-def test_a_server_that_is_gone_or_does_not_answer_is_named(transport, server):
+def test_a_server_that_is_gone_or_does_not_answer_is_named(transport, server, monkeypatch):
     port, process = server
     ref = transport.put(b"model")
+    monkeypatch.setattr(ours, "TIMEOUT", (1.0, 1.0))
     process.send_signal(signal.SIGSTOP)
     began = time.monotonic()
     with pytest.raises(UnreachableError, match=f"Redis at 127.0.0.1:{port}: .*[Tt]imeout"):
