@@ -29,6 +29,7 @@ from fl.transport.base import (
     wrong_way,
 )
 from fl.transport.parts import (
+    CHUNK_BYTES,
     PART_BYTES,
     PAUSE_SECONDS,
     TIMEOUT,
@@ -85,13 +86,23 @@ class RedisTransport:
     def get(self, ref: Ref, seconds: float = math.inf) -> Data:
         """See `Transport.get`."""
         keys, until = self._keys(ref), time.monotonic() + seconds
+        at_once = PART_BYTES if math.isinf(seconds) else CHUNK_BYTES  # between two looks at a clock
+
+        def ranges(key: str) -> Iterator[bytes]:
+            # No more than a part: what a site has put is of any size.
+            for begin in range(0, PART_BYTES, at_once):
+                if time.monotonic() >= until:
+                    late = f"{self._place}: a model took longer than {seconds:.0f} s"
+                    raise UnreachableError(late)
+                length = min(at_once, PART_BYTES - begin)
+                with self._named():
+                    found = cast(bytes, client.getrange(key, begin, begin + length - 1))
+                yield found
+                if len(found) < length:
+                    return
 
         def get(key: str) -> bytes:
-            if time.monotonic() >= until:
-                raise UnreachableError(f"{self._place}: a model took longer than {seconds:.0f} s")
-            with self._named():
-                # No more than a part: what a site has put is of any size.
-                part = cast(bytes, client.getrange(key, 0, PART_BYTES - 1))
+            part = b"".join(ranges(key))
             if not part:  # Redis has no empty values
                 raise GoneError(f"{self._place}: the model is no longer there")
             return part

@@ -166,16 +166,21 @@ def test_a_part_is_waited_for_no_longer_than_the_round(client, server, monkeypat
     patient.close()
 
 
+UP, DOWN = (0.006, 0.0), (0.0, 0.02)
+"""Pauses of a link, to the server and back."""
+
+
 @pytest.fixture
-def slow_link(server):
+def slow_link(server, request):
     """The port of a way to the server that takes some kB at a time, with pauses."""
+    up, down = request.param
 
     class Link(BaseRequestHandler):
         def handle(self):
             with socket.create_connection(("127.0.0.1", server[0])) as far:
-                back = threading.Thread(target=carry, args=(far, self.request, 0.0))
+                back = threading.Thread(target=carry, args=(far, self.request, down))
                 back.start()
-                carry(self.request, far, 0.004)
+                carry(self.request, far, up)
                 back.join()
 
     def carry(source, target, pause):
@@ -198,14 +203,29 @@ def slow_link(server):
         thread.join()
 
 
+@pytest.mark.parametrize("slow_link", [UP], indirect=True)
 def test_a_slow_uplink_is_no_silent_one(client, slow_link, monkeypatch):
     """The limit of silence holds for a little of a part, not for sending all of it."""
-    monkeypatch.setattr(ours, "TIMEOUT", (1.0, 1.0))
+    # It holds for the answer, too, which comes once the last megabytes are through.
+    monkeypatch.setattr(ours, "TIMEOUT", (2.0, 2.0))
     monkeypatch.setattr(ours, "PART_BYTES", 32 << 20)
     slow = RedisTransport("127.0.0.1", slow_link)
     began = time.monotonic()
     slow.put(bytes(32 << 20))
-    assert time.monotonic() - began > 1.0, "it was not slow"
+    assert time.monotonic() - began > 2.0, "it was not slow"
+    slow.close()
+
+
+@pytest.mark.parametrize("slow_link", [DOWN], indirect=True)
+def test_a_part_that_takes_longer_than_the_round_is_left(client, server, slow_link, monkeypatch):
+    """It is read a little at a time; on the whole it would be here in three seconds."""
+    monkeypatch.setattr(ours, "PART_BYTES", 8 << 20)
+    fast, slow = RedisTransport("127.0.0.1", server[0]), RedisTransport("127.0.0.1", slow_link)
+    ref = fast.put(bytes(8 << 20))
+    with pytest.raises(UnreachableError, match=r"took longer than 1 s|[Tt]imeout"):
+        slow.get(ref, 1.0)
+    assert fast.get(ref, 60.0) == bytes(8 << 20)
+    fast.close()
     slow.close()
 
 
