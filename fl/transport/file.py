@@ -103,11 +103,12 @@ class FileTransport:
 
     def _remove_partial(self) -> None:
         """Remove what killed processes have left half written: in `/dev/shm` it takes memory."""
-        for path in self._folder.glob(f"*{PARTIAL}"):
-            with suppress(OSError):  # another may have done it
-                age = time.time() - path.lstat().st_mtime
-                if NAME.fullmatch(path.stem) and age > PARTIAL_SECONDS:
-                    path.unlink()
+        with suppress(OSError):  # of a folder that cannot be listed: there is nothing to do
+            for path in self._folder.glob(f"*{PARTIAL}"):
+                with suppress(OSError):  # another may have done it
+                    age = time.time() - path.lstat().st_mtime
+                    if NAME.fullmatch(path.stem) and age > PARTIAL_SECONDS:
+                        path.unlink()
 
     def _path(self, ref: Ref) -> Path:
         """Where a file is; a reference of somebody else's never leads out of the folder."""

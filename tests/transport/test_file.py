@@ -1,7 +1,9 @@
+import errno
 import os
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -40,6 +42,13 @@ def test_what_a_killed_worker_left_half_written_goes_after_a_day(transport, tmp_
         os.utime(path, (day_ago, day_ago))
     FileTransport(tmp_path / "models")
     assert set((tmp_path / "models").iterdir()) == {*paths[1:], young}
+
+
+def test_a_folder_that_cannot_be_listed_is_used_all_the_same(tmp_path, monkeypatch):
+    """A parallel file system may fail there while its files can be read."""
+    ref = FileTransport(tmp_path).put(b"model")
+    monkeypatch.setattr(Path, "glob", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+    assert FileTransport(tmp_path).get(ref) == b"model"
 
 
 def test_no_other_user_reads_a_model(tmp_path):
