@@ -119,8 +119,11 @@ class FileTransport:
 
 
 def _of_group(path: str, flags: int) -> int:
-    """Opens what other users do not read, whatever the folder lets them."""
-    return os.open(path, flags, 0o640)
+    """Opens what the folder's group may read, and no other user, whatever the folder lets them."""
+    descriptor = os.open(path, flags, 0o640)
+    with suppress(OSError):  # one that the user is not in
+        os.fchown(descriptor, -1, Path(path).parent.stat().st_gid)
+    return descriptor
 
 
 def _regular(path: str, flags: int) -> int:

@@ -65,6 +65,25 @@ def test_no_other_user_reads_a_model(tmp_path):
     assert path.stat().st_mode & 0o440 == 0o440
 
 
+def test_a_folders_group_reads_what_is_in_it(tmp_path):
+    """Also where the folder gives its group to no new file by itself."""
+    others = [os.getegid() + 1] if os.geteuid() == 0 else {*os.getgroups()} - {os.getegid()}
+    if not others:
+        pytest.skip("this user is in one group alone")
+    group = min(others)
+    (tmp_path / "shared").mkdir()
+    os.chown(tmp_path / "shared", -1, group)
+    (tmp_path / "shared").chmod(0o770)
+    FileTransport(tmp_path / "shared").put(b"model")
+    (path,) = (tmp_path / "shared").iterdir()
+    assert path.stat().st_gid == group
+
+
+def test_a_group_that_one_is_not_in_keeps_no_model_from_being_written(transport, monkeypatch):
+    monkeypatch.setattr(os, "fchown", Mock(side_effect=PermissionError(errno.EPERM, "no")))
+    assert transport.get(transport.put(b"model")) == b"model"
+
+
 @pytest.mark.parametrize("change", [b"modex", b"mode", b"models"])
 def test_damage_is_noticed(transport, tmp_path, change):
     ref = transport.put(b"model")
