@@ -6,6 +6,7 @@ is imported.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
@@ -38,6 +39,10 @@ GROUP_SECONDS = 30.0
 # How often the SDK looks whether a result has come, which it has pushed to it: nobody is asked. By
 # its default every answer would lie there for up to half a second, as long as a small round takes.
 POLL_SECONDS, SDK_POLL_SECONDS = 0.05, 0.5
+# An Executor sends what waits in one request, of up to so many tasks, and the service takes no
+# request of more than 10 MB. A tenth of it is left for what the SDK writes around them.
+BATCH_TASKS = 128
+SHARED_BYTES = 9_000_000 // BATCH_TASKS
 SAID = 500
 """Characters that are shown of what the SDK or a site's engine says."""
 
@@ -81,10 +86,11 @@ class _Executor(Executor):
 
 
 class GlobusEndpoints:
-    """One SDK Executor for each client, so that one that is refused takes no other with it.
+    """One SDK Executor for each endpoint, and for each client whose request is large.
 
-    Tasks of one Executor travel in one request: clients that share an endpoint would be refused
-    together, for a size that none of them has alone.
+    Tasks of one Executor travel in one request. Many clients of one endpoint would else take more
+    requests than the service allows; and they would be refused together, for a size that none of
+    them has alone, were theirs not small.
 
     Args:
         function_id: Id of the remote function, as this Globus client registered it.
@@ -104,7 +110,8 @@ class GlobusEndpoints:
         self._opened: ComputeClient | None = None
         self._task_group: UUID | None = None
         self._patience = GROUP_SECONDS
-        self._executors: dict[str | None, _Executor] = {}
+        self._executors: dict[UUID | str | None, _Executor] = {}
+        self._last: dict[str, _Executor] = {}
         # Refusals reach people through the futures, a service that is away by what is asked of it;
         # the SDK's own log lines would say it twice, with tracebacks.
         logging.getLogger("globus_compute_sdk").setLevel(logging.CRITICAL)
@@ -142,9 +149,11 @@ class GlobusEndpoints:
         """See `Endpoints.explain`."""
         return explain(error)
 
-    def session(self, client: Client) -> str | None:  # noqa: ARG002  (the protocol's signature)
-        """See `Endpoints.session`: the service's name for a group of tasks."""
-        return None if self._task_group is None else str(self._task_group)
+    def session(self, client: Client) -> str | None:
+        """See `Endpoints.session`: the service's name for the group of the client's last task."""
+        last = self._last.get(client.client_id)
+        group = self._task_group if last is None else last.task_group_id
+        return None if group is None else str(group)
 
     def recover(self, session: str, jobs: Collection[str]) -> dict[str, Future[JSONObject]]:
         """See `Endpoints.recover`.
@@ -163,7 +172,7 @@ class GlobusEndpoints:
                     found[job].set_result(task.result())
 
         try:
-            for task in self._executor(None).reload_tasks(session):
+            for task in self._executor(None, None).reload_tasks(session):
                 task.add_done_callback(hand_on)
         except globus_sdk.GlobusAPIError as error:
             # The group is gone, or another client's; or a site's own secret is refused, which
@@ -197,14 +206,17 @@ class GlobusEndpoints:
         return self._opened
 
     def _send(self, client: Client, request: JSONObject) -> Future[JSONObject]:
-        executor = self._executor(client)
+        endpoint_id = _endpoint_id(client)
+        name = endpoint_id if _travels_along(request) else client.client_id
+        executor = self._executor(name, endpoint_id)
         try:
             future = self._submitted(executor, request)
         except RuntimeError:
             # A refused submit (413, say) has ended this Executor for good.
-            _shut_down(self._executors.pop(client.client_id))
-            executor = self._executor(client)
+            _shut_down(self._executors.pop(name))
+            executor = self._executor(name, endpoint_id)
             future = self._submitted(executor, request)
+        self._last[client.client_id] = executor
         if self._task_group is None:
             began = time.monotonic()
             self._task_group = _group_of(executor, future, self._patience)
@@ -217,16 +229,16 @@ class GlobusEndpoints:
         )
         return future
 
-    def _executor(self, client: Client | None) -> _Executor:
-        """A client's executor; the one for None submits nothing."""
-        name = None if client is None else client.client_id
+    def _executor(self, name: UUID | str | None, endpoint_id: UUID | None) -> _Executor:
+        """An endpoint's executor, or a client's own; the one for None submits nothing."""
         if name not in self._executors:
             executor = _Executor(
-                endpoint_id=None if client is None else _endpoint_id(client),
+                endpoint_id=endpoint_id,
                 client=self._client(),
                 serializer=JSONOnly(),
                 result_serializers=[JSONData],
                 task_group_id=self._task_group,
+                batch_size=BATCH_TASKS,
                 api_burst_limit=BURST_LIMIT,
                 api_burst_window_s=BURST_WINDOW_SECONDS,
             )
@@ -234,6 +246,11 @@ class GlobusEndpoints:
             executor.task_group_id = self._task_group
             self._executors[name] = executor
         return self._executors[name]
+
+
+def _travels_along(request: JSONObject) -> bool:
+    """Whether a request is small enough to be sent with others: it is JSON inside of JSON."""
+    return len(json.dumps(json.dumps(request))) <= SHARED_BYTES
 
 
 def _shut_down(executor: Executor) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -19,9 +20,12 @@ import pytest
 import requests
 from globus_compute_sdk.errors import TaskExecutionFailed, VersionMismatch
 from globus_compute_sdk.sdk import executor as sdk
+from globus_compute_sdk.sdk.batch import Batch as SDKBatch
+from globus_compute_sdk.sdk.batch import create_user_runtime
 
 from fl.endpoints import globus
 from fl.endpoints.base import EndpointError, EngineError
+from fl.endpoints.serialization import JSONOnly
 
 
 @pytest.fixture
@@ -247,13 +251,10 @@ def test_every_session_is_asked_for_by_its_own_group(
     assert endpoints.session(site()) == there
 
 
-def test_clients_that_share_an_endpoint_are_refused_each_for_itself(
-    service: Service, endpoints: globus.GlobusEndpoints
-) -> None:
-    """What waits of an Executor travels together: none is too large, and all were refused."""
-    names = [str(number) for number in range(4)]
-    held = threading.Event()
-    answer, service.most = service.batch_run, 1
+@pytest.fixture
+def held(service: Service, endpoints: globus.GlobusEndpoints) -> threading.Event:
+    """Until it is set the service answers nothing; a group is known before."""
+    held, answer = threading.Event(), service.batch_run
 
     def busy(endpoint_id: Any, batch: Batch) -> dict[str, Any]:
         assert held.wait(20)
@@ -263,16 +264,80 @@ def test_clients_that_share_an_endpoint_are_refused_each_for_itself(
     group = str(uuid.uuid4())
     service.groups[group] = 200
     endpoints.recover(group, ["job"])
-    for name in names:
+    return held
+
+
+NAMES = [str(number) for number in range(5)]
+
+
+def test_clients_that_share_an_endpoint_are_refused_each_for_itself(
+    service: Service, endpoints: globus.GlobusEndpoints, held: threading.Event
+) -> None:
+    """What waits of an Executor travels together: none is too large, and all were refused."""
+    service.most = 1
+    for name in NAMES:
+        endpoints.submit(site(name), {"for": name, "model": "x" * globus.SHARED_BYTES})
+    held.set()
+    eventually_sent(service, len(NAMES))
+    assert sorted(request["for"] for _, (request,) in service.sent) == NAMES
+
+
+def test_small_tasks_of_clients_that_share_an_endpoint_travel_together(
+    service: Service, endpoints: globus.GlobusEndpoints, held: threading.Event
+) -> None:
+    """The service takes 20 requests in ten seconds, and a hundred clients may be one machine's."""
+    service.most = len(NAMES)
+    for name in NAMES:
         endpoints.submit(site(name), {"for": name})
     held.set()
-    eventually_sent(service, len(names))
-    assert sorted(request["for"] for _, (request,) in service.sent) == names
+    eventually_sent(service, len(NAMES))
+    assert len(service.sent) <= 2, "the first, and what waited behind it"
+
+
+def test_no_batch_of_small_tasks_is_refused_for_its_size(endpoints: globus.GlobusEndpoints) -> None:
+    """They are JSON inside of JSON: quotes and letters from abroad grow twice."""
+    sizes = [{"numbers": count * ['"ö']} for count in range(0, 10_000, 100)]
+    largest = [request for request in sizes if globus._travels_along(request)][-1]
+    assert largest != sizes[-1]
+    batch = SDKBatch(uuid.uuid4(), serializer=JSONOnly(), user_runtime=create_user_runtime())
+    for _ in range(endpoints._executor(ENDPOINT, ENDPOINT).batch_size):
+        batch.add(uuid.uuid4(), (largest,))
+    assert len(json.dumps(batch.prepare())) < 10_000_000
+
+
+def test_tasks_are_looked_for_in_the_group_that_they_were_submitted_to(
+    service: Service, endpoints: globus.GlobusEndpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a service that was slow to name the first group every Executor has its own."""
+    monkeypatch.setattr(endpoints, "_patience", 0.0)
+    answer, asked = service.batch_run, threading.Event()
+
+    def slow(endpoint_id: Any, batch: Batch) -> dict[str, Any]:
+        assert asked.wait(20)
+        return answer(endpoint_id, batch)
+
+    service.batch_run = slow  # type: ignore[method-assign]
+    clients: list[Any] = [
+        SimpleNamespace(client_id=name, endpoint_id=uuid.uuid4()) for name in "ab"
+    ]
+    tasks: list[Any] = [endpoints.submit(client, {}) for client in clients]
+    assert [endpoints.session(client) for client in clients] == [None, None]
+    asked.set()
+    eventually(lambda: all(task.task_id for task in tasks))
+    groups = [str(task._metadata["task_group_uuid"]) for task in tasks]
+    assert len(set(groups)) == 2
+    assert [endpoints.session(client) for client in clients] == groups
+    endpoints.submit(clients[0], {})
+    assert [endpoints.session(client) for client in clients] == groups
 
 
 def eventually_sent(service: Service, count: int) -> None:
+    eventually(lambda: sum(len(requests) for _, requests in service.sent) >= count)
+
+
+def eventually(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
-    while sum(len(requests) for _, requests in service.sent) < count:
+    while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
