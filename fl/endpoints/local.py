@@ -64,7 +64,8 @@ class LocalEndpoints:
                 process, pipe = _start_worker()
             except OSError as error:  # too many processes, say
                 raise _failed(error) from error
-            self._workers.append(process)
+            # A dead one keeps two descriptors open for as long as it is known.
+            self._workers = [*(w for w in self._workers if w.is_alive()), process]
             return pipe
 
     def health(self, client: Client) -> str | None:  # noqa: ARG002  (as above)

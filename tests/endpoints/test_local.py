@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import pytest
 
@@ -103,6 +104,16 @@ def test_a_process_that_cannot_be_started_is_this_machines_failure(endpoints, mo
     error = endpoints.submit(CLIENT, ENTER).exception(SECONDS)
     assert isinstance(error, EngineError)
     assert "the local process failed (BlockingIOError: [Errno" in str(error)
+
+
+def test_of_a_worker_that_has_died_nothing_is_kept(endpoints, monkeypatch):
+    """Two descriptors each, until the run were over."""
+    workers = [Mock(**{"is_alive.return_value": alive}) for alive in (False, True, False, True)]
+    started = iter(workers)
+    monkeypatch.setattr(local, "_start_worker", lambda: (next(started), Mock()))
+    for _ in workers:
+        endpoints._start()
+    assert endpoints._workers == [workers[1], workers[3]]
 
 
 FORGETFUL = """
