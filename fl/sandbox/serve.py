@@ -185,12 +185,12 @@ class Sandbox:
                 raise SandboxError(
                     f"cannot use the broker {_without_password(options.broker)}: {error}"
                 ) from error
-            self._record = self._describe(identity, service.dispatch.address)
-            await relay.start()
-            folder.remember(identity)  # not before: a port that is taken would be asked for again
             if service.broker:
                 # From now on it holds what waited. A later start after a kill would send it twice.
                 folder.queues.unlink(missing_ok=True)
+            self._record = self._describe(identity, service.dispatch.address)
+            await relay.start()
+            folder.remember(identity)  # not before: a port that is taken would be asked for again
             ready.set()
             await stop.wait()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -25,6 +26,8 @@ from fl.sandbox.folder import Folder, ProcessRecord, SandboxError, process_recor
 from fl.sandbox.options import Options
 from fl.sandbox.ports import free_port
 from fl.sandbox.queues import Message, Queue, VirtualHost
+from fl.sandbox.relay import Relay
+from fl.sandbox.serve import Sandbox
 
 from .conftest import eventually
 
@@ -247,6 +250,26 @@ def test_what_waited_is_not_sent_twice_after_a_kill(folder: Folder, options: Opt
     daemon.up(folder, options)
     daemon.down(folder)
     assert json.loads(folder.queues.read_text()).get("waiting", []) == []
+
+
+def test_what_waits_is_in_its_file_or_in_the_broker(
+    folder: Folder, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while the relay starts it has delivered some of it; what fails there puts it back."""
+    folder.prepare()
+    folder.write(folder.queues, waiting())
+    seen: list[bool] = []
+
+    async def fail(_: Relay) -> None:
+        seen.append(folder.queues.exists())
+        raise SandboxError("no relay")
+
+    monkeypatch.setattr(Relay, "start", fail)
+    with pytest.raises(SandboxError, match="no relay"):
+        asyncio.run(Sandbox(folder, options).run(asyncio.Event(), asyncio.Event()))
+    assert seen == [False]
+    left, before = json.loads(folder.queues.read_text()), json.loads(waiting())
+    assert left["waiting"] == before["waiting"]
 
 
 def waiting() -> str:
