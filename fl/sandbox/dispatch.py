@@ -73,13 +73,16 @@ Sends = dict[str, Callable[[], Awaitable[None]]]
 """What sends a task, by its id."""
 
 
-async def _unsent(sends: Sends) -> Sends:
-    """Those of the sends that the broker did not take."""
-    outcomes = await asyncio.gather(*(send() for send in sends.values()), return_exceptions=True)
+async def _send(sends: Sends) -> None:
+    """Send, and take out of the sends what the broker took: the rest is for another try."""
+    tasks = list(sends)  # more may come meanwhile
+    outcomes = await asyncio.gather(*(sends[i]() for i in tasks), return_exceptions=True)
+    for task_id, outcome in zip(tasks, outcomes, strict=True):
+        if outcome is None:
+            del sends[task_id]
     for outcome in outcomes:
         if outcome is not None and not isinstance(outcome, BrokerUnavailableError):
             raise outcome
-    return {i: sends[i] for i, outcome in zip(sends, outcomes, strict=True) if outcome is not None}
 
 
 @dataclass
@@ -259,12 +262,12 @@ class Dispatch:
             task_id: partial(self._send_task, endpoint, task_id, function, arguments, headers)
             for task_id, (function, arguments) in zip(ids, calls, strict=True)
         }
-        unsent = await _unsent(sends)
-        if len(unsent) == len(sends):
+        await _send(sends)
+        if len(sends) == len(ids):
             self._store.drop_tasks(ids)
             raise BrokerUnavailableError("the broker took no task")
         # Were the batch refused, it would be sent again as a whole, and a part of it done twice.
-        self._sent_later |= unsent
+        self._sent_later |= sends
         with contextlib.suppress(BrokerUnavailableError):  # the tasks are on their way all the same
             await self._wake(endpoint)
         return ids
@@ -309,9 +312,9 @@ class Dispatch:
 
     async def _send_rest(self) -> None:
         """Send what the broker did not take of a batch, unless it has ended meanwhile."""
-        rest, self._sent_later = self._sent_later, {}
-        open_ = {i: send for i, send in rest.items() if self._store.is_open(i)}
-        self._sent_later |= await _unsent(open_)
+        for task_id in [i for i in self._sent_later if not self._store.is_open(i)]:
+            del self._sent_later[task_id]
+        await _send(self._sent_later)
 
     async def _wake(self, endpoint: Endpoint) -> None:
         """Have the manager start a user endpoint, if tasks wait for one and the manager listens.

@@ -93,6 +93,19 @@ class Site:
     def status(self, endpoint: str | None = None) -> str:
         return str(self.running.v2().get_endpoint_status(endpoint or self.id)["status"])
 
+    def taken(self, queue: str, count: int) -> list[str]:
+        """The ids of so many tasks, as soon as they are in a queue."""
+        owner = self.channel(self.running.service.dispatch._own_url)
+        got: list[str] = []
+
+        def all_() -> bool:
+            _, properties, _ = owner.basic_get(queue, auto_ack=True)
+            got.extend([properties.headers["task_uuid"]] if properties else [])
+            return len(got) == count
+
+        eventually(f"{count} tasks", all_)
+        return sorted(got)
+
     def task(self, task_id: str) -> dict[str, Any]:
         return dict(self.running.v2().get_task(task_id).data)
 
@@ -338,16 +351,37 @@ def test_a_batch_that_was_sent_in_part_is_not_sent_twice(site: Site, refused: li
     v3 = site.running.v3()
     with v3.retry_config.tune(max_retries=0):
         answer = v3.submit(site.id, {"tasks": {site.function: ["one", "two"]}})
-    owner = site.channel(site.running.service.dispatch._own_url)
-    got: list[str] = []
+    assert site.taken(refused[0], 2) == sorted(answer["tasks"][site.function])
 
-    def both() -> bool:
-        _, properties, _ = owner.basic_get(refused[0], auto_ack=True)
-        got.extend([properties.headers["task_uuid"]] if properties else [])
-        return len(got) == 2
 
-    eventually("both tasks", both)
-    assert sorted(got) == sorted(answer["tasks"][site.function])
+@pytest.mark.parametrize("broker_kind", ["built-in"])
+@pytest.mark.parametrize("fault", ["store", "send"])
+def test_what_was_not_sent_of_a_batch_survives_an_error(
+    site: Site, refused: list[str], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """It would wait for ever, with nobody to send it."""
+    store = site.running.service.store
+    is_open, publish = store.is_open, Link.publish
+    asked, sent = list[str](), list[str]()
+
+    def ask(task_id: str) -> bool:
+        asked.append(task_id)
+        if fault == "store" and len(asked) == 1:
+            raise sqlite3.OperationalError("database is locked")
+        return is_open(task_id)
+
+    async def send(link: Link, queue: str, *what: Any) -> None:
+        if queue.endswith(".tasks"):
+            sent.append(queue)
+            if fault == "send" and len(sent) == 3:  # the first that is sent again
+                raise RuntimeError("another")
+        await publish(link, queue, *what)
+
+    monkeypatch.setattr(Dispatch, "WATCH_S", 0.1)
+    monkeypatch.setattr(store, "is_open", ask)
+    monkeypatch.setattr(Link, "publish", send)
+    answer = site.running.v3().submit(site.id, {"tasks": {site.function: ["one", "two"]}})
+    assert site.taken(refused[0], 2) == sorted(answer["tasks"][site.function])
 
 
 def test_a_batch_of_which_nothing_was_sent_is_refused(site: Site, refused: list[str]) -> None:
