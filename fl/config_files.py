@@ -33,6 +33,7 @@ from fl.overrides import fault, override, read_dumped, read_yaml
 
 SMALL, GROWTH = 1_000_000, 10
 """Characters that any file may come to by its aliases, and times its own that a larger one may."""
+HALF_A_CHARACTER = r"has half a character (\ud800 to \udfff), which no text can hold"
 
 
 @dataclass(frozen=True)
@@ -334,8 +335,9 @@ def explain(
         if elsewhere or near:
             return f"{where}: unknown key; did you mean {' or '.join(elsewhere or near)}?"
         return f"{where}: unknown key; known here: {', '.join(known)}"
-    if fault["type"] == "json_invalid":  # half a character, which only a text of YAML can have
-        return f"{where}: {fault['msg'].partition(' at line ')[0]}"
+    if fault["type"] == "json_invalid":  # YAML can say more than pydantic's reader of JSON takes
+        deep = "recursion limit" in fault["msg"]
+        return f"{where}: {'is nested too deep' if deep else HALF_A_CHARACTER}"
     if fault["type"] == "missing":
         return f"{where}: missing"
     if fault["type"] == "value_error":

@@ -165,7 +165,7 @@ def _path(content: Any, key: str) -> list[str]:
     first, _, rest = key.partition(".")
     listed = content.get("clients") if isinstance(content, dict) else None
     names = _names(listed) if first == "clients" and isinstance(listed, list) else []
-    fitting = [name for name in names if f"{rest}.".startswith(f"{name}.")]
+    fitting = [name for name in names if name is not None and f"{rest}.".startswith(f"{name}.")]
     if not fitting:
         return key.split(".")
     name = max(fitting, key=len)
@@ -173,9 +173,10 @@ def _path(content: Any, key: str) -> list[str]:
     return [first, name, *below.split(".")[1:]]
 
 
-def _names(items: list[Any]) -> list[Any]:
-    """The clients' ids in a list, None where there is none."""
-    return [item.get("client_id") if isinstance(item, dict) else None for item in items]
+def _names(items: list[Any]) -> list[str | None]:
+    """The clients' ids in a list, None where there is none, or one that validation refuses."""
+    ids = [item.get("client_id") if isinstance(item, dict) else None for item in items]
+    return [name if isinstance(name, str) else None for name in ids]
 
 
 def _step(place: Any, part: str) -> Any:
@@ -196,5 +197,5 @@ def _index(items: list[Any], part: str) -> int:
         return names.index(part)
     if part.isdecimal() and int(part) < len(items):
         return int(part)
-    known = ", ".join(str(name) for name in names if name is not None)
+    known = ", ".join(name for name in names if name is not None)
     raise ValueError(f"{part} is none of the {len(items)} that are listed ({known})")

@@ -70,6 +70,20 @@ def test_what_set_cannot_mean_is_explained(folder, text, expected):
     assert not (folder / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (7, "7 is none of the 2 that are listed (site-b)"),
+        (1, "clients.0.client_id: should be a valid string, not 1"),
+    ],
+)
+def test_a_number_is_no_sites_name(folder, number, expected):
+    sets = (f"clients.0.client_id={number}", f"clients.{number}.train_configs.device=cpu")
+    done = fl_run(folder, *(f"--set={text}" for text in sets))
+    assert done.exit_code == 2
+    assert expected in done.stderr
+
+
 NEEDED = "give a federation's or an experiment's folder, or --server and --clients"
 RESUMED = "--resume goes on with the files that its run began with"
 

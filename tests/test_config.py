@@ -214,13 +214,24 @@ def test_what_protects_is_not_switched_off_by_a_variable_that_is_not_set(load, t
             load_federation(*files, [f"{key}="])
 
 
-def test_half_a_character_pours_no_file_out(tmp_path):
+@pytest.mark.parametrize("half", ["\\ud800", "\\udfff", "\\ud800x", "\\udc00\\ud800"])
+def test_half_a_character_pours_no_file_out(tmp_path, half):
     file = tmp_path / "server.yaml"
-    file.write_text('client_configs: "secret \\ud800"\n')
+    file.write_text(f'client_configs: "secret {half}"\n')
     with pytest.raises(ConfigError) as caught:
         load_section(file, ServerFile)
     assert "secret" not in str(caught.value)
-    assert str(caught.value) == f"{file}: Invalid JSON: unexpected end of hex escape"
+    said = r"has half a character (\ud800 to \udfff), which no text can hold"
+    assert str(caught.value) == f"{file}: {said}"
+
+
+def test_a_character_in_two_escapes_is_whole(tmp_path):
+    """As JSON has it, which is YAML too."""
+    file = tmp_path / "server.yaml"
+    face = "\N{GRINNING FACE}"
+    file.write_text(json.dumps(server_file() | {"client_configs": face}))
+    with pytest.raises(ConfigError, match=f'should be a mapping, KEY: VALUE, not "{face}"'):
+        load_section(file, ServerFile)
 
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -235,6 +246,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
         (f"# {'x' * 200_000}\n{BOMB}", "is over 20.* characters long with its aliases"),
         ("&a [*a]", "an alias must not stand inside what it names"),
         ("[" * 2000, "is not YAML"),
+        ("[" * 205 + "]" * 205, "is nested too deep"),
         ("a: " + "9" * 5000, "is not YAML"),
         ("2001-01-01: 1\nb: 1", "the key 2001-01-01 is no text; quote it"),
         ("b: 2001-01-01", "quote dates"),
