@@ -145,20 +145,23 @@ def run_main(files: Files | None, resume: Path | None, dry_run: bool) -> None:
         raise click.UsageError(f"{NO_FILES}, or --resume")
     from fl import run  # torch takes seconds to import: not for --help
 
+    output = Output()
     if resume is not None:
-        outcome = run.resume(resume, Output())
+        outcome = run.resume(resume, output)
     elif files is not None and dry_run:
         from fl import plan
 
-        plan.show(plan.plan(files), Output())
+        plan.show(plan.plan(files), output)
         return
     elif files is not None:
-        outcome = run.run(files, Output())
-    click.echo(f"model: {outcome.model}" if outcome.model else f"stopped: {outcome.folder}")
+        outcome = run.run(files, output)
+    said = [f"model: {outcome.model}" if outcome.model else f"stopped: {outcome.folder}"]
     if outcome.accuracy is not None:
-        click.echo(f"test accuracy: {outcome.accuracy:.4f}")
+        said.append(f"test accuracy: {outcome.accuracy:.4f}")
     if (found := outcome.at_sites) is not None:
-        click.echo(f"accuracy at {len(found.sites)} sites: {found.accuracy:.4f}")
+        said.append(f"accuracy at {len(found.sites)} sites: {found.accuracy:.4f}")
+    # Not by click, which ends what nobody reads any more.
+    output.print("\n".join(said), markup=False, highlight=False, soft_wrap=True)
     sys.exit(0 if outcome.model else INTERRUPTED)
 
 

@@ -217,10 +217,12 @@ _AWAITED = ("queued", "training", "lost", "back")
 
 
 def _errors(history: History) -> list[Trouble]:
+    """What went wrong, but for lost steps that were taken again by now."""
+    over = {("lost", ended.round) for ended in history.rounds}
     said = [
         Trouble(line.at, line.client_id, line.message)
         for line in history.log
-        if line.event != "started"
+        if line.event != "started" and (line.event, line.round) not in over
     ]
     lost = [
         Trouble(change.at, change.client_id, f"{change.state}: {change.reason}")

@@ -3,11 +3,14 @@
 import io
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from rich.table import Table
 
+from fl import run
+from fl.cli import run_main
 from fl.console import Output
 from fl.progress import Progress
 from fl.server.events import Warned
@@ -52,6 +55,17 @@ def test_a_run_that_nobody_reads_any_more_goes_on(tmp_path, lost):
         )
     assert (done.returncode, done.stderr) == (0, "")
     assert rounds(tmp_path) == [1, 2]
+
+
+@pytest.mark.parametrize("lost", [closed_pipe, full_disk])
+def test_a_run_whose_last_lines_nobody_reads_is_done_all_the_same(tmp_path, monkeypatch, lost):
+    ended = run.Outcome(tmp_path, tmp_path / "model.safetensors", 0.5)
+    monkeypatch.setattr(run, "run", lambda *_: ended)
+    with lost() as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(SystemExit) as left:
+            run_main.main([str(tmp_path)])
+    assert left.value.code == 0
 
 
 def test_colons_are_no_emoji():

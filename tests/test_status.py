@@ -16,6 +16,7 @@ from fl.console import Output
 from fl.errors import FederationError
 from fl.history import find_run
 from fl.record import Record
+from fl.server.checkpoint import Snapshot
 from fl.server.events import SiteChanged, Warned
 from fl.status import show, status
 from tests.recorded import Run
@@ -121,6 +122,18 @@ def test_the_last_errors_are_told_in_their_order(run):
         ("b", "lost: its endpoint is offline"),
         ("", "no more disk"),
     ]
+
+
+def test_a_lost_step_is_no_error_once_it_was_taken_again(run):
+    run.record.keep(Snapshot(0, {}, {}, {}, {}))
+    run.play(1)
+    run.close()
+    run.record = Record.reopen(run.folder)
+    run.record.snapshot()
+    (error,) = status(run.folder).errors
+    assert error.message == "round 1's step was told of, but not saved: it is taken again"
+    run.play(1)
+    assert status(run.folder).errors == []
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "sites.jsonl", "log.jsonl", "lock"])
