@@ -19,12 +19,19 @@ def verdict(
 
     Args:
         claim: What the value is of.
-        value: What was measured.
+        value: What was measured; it is rounded to what is as much within the bounds as itself.
         at_least: The least with which the claim is met.
         at_most: The most.
     """
-    met = "met" if at_least <= value <= at_most else "missed"
+
+    def within(number: float) -> bool:
+        return at_least <= number <= at_most
+
+    digits = 3
+    while within(round(value, digits)) != within(value):
+        digits += 1
     bounds = {"at least": at_least, "at most": at_most}
     finite = {word: bound for word, bound in bounds.items() if math.isfinite(bound)}
     said = " and ".join(f"{word} {bound:g}" for word, bound in finite.items())
-    print(f"claim {met}: {claim}: {value:.3f}, to be {said}", flush=True)
+    met = "met" if within(value) else "missed"
+    print(f"claim {met}: {claim}: {value:.{digits}f}, to be {said}", flush=True)

@@ -19,6 +19,9 @@ from benchmarks import verdict
             "claim met: it: 1.000, to be at least 0 and at most 2\n",
         ),
         (math.nan, {"at_most": 1}, "claim missed: it: nan, to be at most 1\n"),
+        (math.inf, {"at_most": 1}, "claim missed: it: inf, to be at most 1\n"),
+        (1.00004, {"at_most": 1}, "claim missed: it: 1.00004, to be at most 1\n"),
+        (0.9996, {"at_least": 1}, "claim missed: it: 0.9996, to be at least 1\n"),
     ],
 )
 def test_a_claim_is_met_within_its_bounds(capsys, value, bounds, said):
