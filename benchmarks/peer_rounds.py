@@ -11,8 +11,9 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from itertools import pairwise
@@ -140,14 +141,28 @@ class Big(torch.nn.Module):
 """
 
 
+def turn(name: str, measure: Callable[[], list[float]]) -> list[float]:
+    """A peer's rounds in its turn; none of one that fails, which is named: others go on.
+
+    Args:
+        name: The peer.
+        measure: Its rounds, by a function of this module.
+    """
+    try:
+        return measure()
+    except RuntimeError as error:
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        return []
+
+
 def flower_simulation(megabytes: int, clients: int, rounds: int) -> list[float]:
     """Flower's simulation: the clients are Ray's workers."""
     with _folder() as folder:
         _flower_app(folder, megabytes, clients, rounds)
         program = FLOWER_SIMULATION.format(clients=clients, cores=os.cpu_count())
         (folder / "simulation.py").write_text(program)
-        _call(folder, python(), "simulation.py")
-        return _between(json.loads((folder / "starts").read_text()))
+        said = _call(folder, python(), "simulation.py")
+        return _started_rounds(folder, said)
 
 
 def flower_run(megabytes: int, clients: int, rounds: int) -> list[float]:
@@ -168,10 +183,7 @@ def flower_run(megabytes: int, clients: int, rounds: int) -> list[float]:
             'address = "127.0.0.1:8000"\ninsecure = true\n'
         )
         said = _call(folder, bin_folder / "flwr", "run", ".", "here", "--stream")
-        starts = folder / "starts"
-        if not starts.exists():  # `flwr run` ends with 0 also where the run has failed
-            raise RuntimeError(f"flwr run: {said[-3000:]}")
-        return _between(json.loads(starts.read_text()))
+        return _started_rounds(folder, said)
 
 
 def nvflare_simulator(megabytes: int, clients: int, rounds: int) -> list[float]:
@@ -179,15 +191,17 @@ def nvflare_simulator(megabytes: int, clients: int, rounds: int) -> list[float]:
     environment = f"SimEnv(num_clients={clients}, num_threads={clients}, workspace_root='work')"
     with _folder() as folder:
         output = _nvflare(folder, megabytes, clients, rounds, environment)
-        return _logged_rounds(output)
+        return _logged_rounds(output, rounds)
 
 
 def nvflare_poc(megabytes: int, clients: int, rounds: int) -> list[float]:
     """NVFlare's proof of concept: a server and clients in processes of their own, over TLS."""
     with _folder() as folder:
         _nvflare(folder, megabytes, clients, rounds, f"PocEnv(num_clients={clients})")
-        (log,) = folder.glob("poc/*/*/admin*/transfer/*/workspace/log.txt")
-        return _logged_rounds(log.read_text())
+        logs = list(folder.glob("poc/*/*/admin*/transfer/*/workspace/log.txt"))
+        if len(logs) != 1:
+            raise RuntimeError(f"{len(logs)} logs of the job were fetched, and not one")
+        return _logged_rounds(logs[0].read_text(), rounds)
 
 
 def _flower_app(folder: Path, megabytes: int, clients: int, rounds: int) -> None:
@@ -210,9 +224,19 @@ def _nvflare(folder: Path, megabytes: int, clients: int, rounds: int, environmen
     return _call(folder, python(), "job.py")
 
 
-def _logged_rounds(log: str) -> list[float]:
+def _started_rounds(folder: Path, said: str) -> list[float]:
+    """Flower's server notes the starts of its rounds after the last one."""
+    starts = folder / "starts"
+    if not starts.exists():  # both commands end with 0 also where the run has failed
+        raise RuntimeError(said[-3000:])
+    return _between(json.loads(starts.read_text()))
+
+
+def _logged_rounds(log: str, rounds: int) -> list[float]:
     """NVFlare logs the start of a round on a line below the one that has the time."""
     stamps = re.findall(r"^(\S+ \S+) - [^\n]*\n-+\n +Round \d+ started\.", log, re.MULTILINE)
+    if len(stamps) < rounds:
+        raise RuntimeError(f"{len(stamps)} of {rounds} rounds were begun: {log[-3000:]}")
     return _between([datetime.fromisoformat(stamp).timestamp() for stamp in stamps])
 
 
