@@ -3,7 +3,7 @@
     python -m benchmarks.queue_aware [--sites 4 12 32] [--queues calm bursty] [--seeds 3]
         [--picture FILE.svg]
 
-Claim: where queues vary much, PaceScheduler takes at least 60 % less time than FedAvg, and less
+Claim: where queues vary much, PaceScheduler takes at least 60 % less time than FedAvg, and no more
 than FedAsync, FedBuff, FedCompass and FedQueue as published: with eight sites and more under
 PaceAggregator, with up to six under LatestAggregator; four reach 43 to 65 %. Calm queues say what
 it costs where they do not vary. A dozen sites, the default, take about eight minutes of one

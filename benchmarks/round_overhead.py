@@ -2,12 +2,12 @@
 
     make bench
 
-Claim: a warm round's overhead (everything but its two seconds of training) is within 10 % of the
-time of one bare task by the SDK as it is. A bare task is our function's check of a model of no
-bytes: sites let no other function in. Both are measured in the same run, over the same two sandbox
-sites, the bare tasks before and after the rounds, and two seconds apart: the SDK submits at most
-twice a second, and what goes sooner waits for that, whatever it costs. Beside it bare tasks whose
-results are looked for as often as a run of ours does.
+Claim: a warm round's overhead (everything but the site's two seconds of training, and its
+validation) is within 10 % of the time of one bare task by the SDK as it is. A bare task is our
+function's check of a model of no bytes: sites let no other function in. Both are measured in the
+same run, over the same two sandbox sites, the bare tasks before and after the rounds, and two
+seconds apart: the SDK submits at most twice a second, and what goes sooner waits for that, whatever
+it costs. Beside it bare tasks whose results are looked for as often as a run of ours does.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def report(rounds: list[dict], as_is: list[float], often: list[float]) -> None:
         print(f"  {name:26} {spread(values)}")
     print(f"bare tasks ({len(as_is)})              {spread(as_is)}")
     print(f"the same, polled as by us    {spread(often)}")
-    print(f"overhead, all but training   {spread(overheads)}")
+    print(f"overhead, all but training and validation at the site {spread(overheads)}")
     print(f"overhead / bare task: {ratio(overheads, as_is)}")
     print(f"overhead / bare task polled as by us: {ratio(overheads, often)}")
     verdict("overhead / bare task, of medians", of_medians(overheads, as_is), at_most=1.1)

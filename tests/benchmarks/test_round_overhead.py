@@ -13,7 +13,7 @@ def warm_round(total: float) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(("total", "met"), [(2.32, "met"), (2.33, "missed")])
-def test_all_but_training_is_compared_with_a_bare_task(capsys, total, met):
+def test_all_but_training_and_validation_is_compared_with_a_bare_task(capsys, total, met):
     round_overhead.report([warm_round(total)] * 3, [0.2] * 3, [0.1] * 3)
     assert f"claim {met}: overhead / bare task" in capsys.readouterr().out
 
