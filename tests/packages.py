@@ -51,7 +51,9 @@ def one_at_a_time() -> Iterator[None]:
 
 def _install(packages: list[str]) -> str:
     names = " ".join(packages)
-    command = f"apt-get update && apt-get install -y --no-install-recommends {names}"
+    # One that took too long goes on without its shell: to end it would leave packages half set up.
+    wait = "-o DPkg::Lock::Timeout=200"
+    command = f"apt-get update && apt-get install -y --no-install-recommends {wait} {names}"
     try:
         done = subprocess.run(
             [*_machines_own_network(), "sh", "-c", command],
