@@ -8,6 +8,7 @@ import time
 from contextlib import ExitStack
 from itertools import count
 
+import psutil
 import pytest
 from websockets.sync.client import connect
 
@@ -41,15 +42,27 @@ class Browser:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
-        self._port_file, self._numbers, self.errors = folder / "DevToolsActivePort", count(), []
-        self.wait(self._port_file.exists)
-        asked = http.client.HTTPConnection("127.0.0.1", int(self._port_file.read_text().split()[0]))
-        asked.request("GET", "/json/list")
-        pages = json.loads(asked.getresponse().read())
-        address = next(p["webSocketDebuggerUrl"] for p in pages if p["type"] == "page")
-        self._stack = ExitStack()
-        self._socket = self._stack.enter_context(connect(address, max_size=None, proxy=None))
+        self._stack, self._numbers, self.errors = ExitStack(), count(), []
+        try:
+            self._connect(folder / "DevToolsActivePort")
+        except BaseException:  # pytest.fail's too
+            self.close()
+            raise
+
+    def _connect(self, port_file):
+        self.wait(lambda: port_file.exists() and port_file.read_text().split())
+        port = int(port_file.read_text().split()[0])
+        self.wait(lambda: self._pages(port))
+        connection = connect(self._pages(port)[0], max_size=None, proxy=None)
+        self._socket = self._stack.enter_context(connection)
         self.call("Runtime.enable")
+
+    @staticmethod
+    def _pages(port):
+        asked = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+        asked.request("GET", "/json/list")
+        listed = json.loads(asked.getresponse().read())
+        return [page["webSocketDebuggerUrl"] for page in listed if page["type"] == "page"]
 
     def call(self, method, **params):
         number = next(self._numbers)
@@ -71,7 +84,7 @@ class Browser:
         while not condition():
             if self.process.poll() is not None:
                 pytest.fail(f"chromium has ended: {self.process.stderr.read().decode()}")
-            assert time.monotonic() < deadline, "not within 30 s"
+            assert time.monotonic() < deadline, f"not within {SECONDS:g} s"
             time.sleep(0.05)
 
     def close(self):
@@ -102,8 +115,11 @@ def report(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def program():
-    """A Chromium by either of the names that distributions give it."""
-    if found := shutil.which("chromium-browser"):
+    """A Chromium by either of the names that distributions give it.
+
+    By the second some have a program that only says how to install one.
+    """
+    if found := shutil.which("chromium") or shutil.which("chromium-browser"):
         return found
     if reason := packages.install({"chromium": "chromium"}):
         pytest.skip(f"no report is looked at in a browser: {reason}")
@@ -115,6 +131,17 @@ def browser(program, tmp_path_factory):
     opened = Browser(program, tmp_path_factory.mktemp("chromium"))
     yield opened
     opened.close()
+
+
+def test_a_browser_that_does_not_open_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.SECONDS", 0.1)
+    program = tmp_path / "asleep"
+    program.write_text("#!/bin/sh\nexec sleep 600\n")
+    program.chmod(0o700)
+    before = psutil.Process().children()
+    with pytest.raises(AssertionError, match="not within"):
+        Browser(program, tmp_path)
+    assert set(psutil.Process().children()) - set(before) == set()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
