@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -105,7 +106,7 @@ def test_a_site_that_dies_and_comes_back(fl_run, federation, tmp_path):
     """Killed in a round: the deadline ends it. Down: named at once. Deployed again: it trains."""
 
     def long_at_b(server, clients):
-        server["server_configs"]["round_deadline"] = 15
+        server["server_configs"]["round_deadline"] = 25  # a cold first round takes half of it
         clients["clients"][1]["train_configs"] |= {"mode": "seconds", "num_local_seconds": 60}
 
     def kill_b_once_it_trains():
@@ -115,7 +116,8 @@ def test_a_site_that_dies_and_comes_back(fl_run, federation, tmp_path):
         orphans = [process for process in processes if "HTEX interchange" in process.cmdline()[0]]
         for process in processes:
             if process not in orphans:
-                process.kill()
+                with suppress(psutil.NoSuchProcess):  # it may end with one before it
+                    process.kill()
         return orphans
 
     with ThreadPoolExecutor(1) as pool:
@@ -123,9 +125,9 @@ def test_a_site_that_dies_and_comes_back(fl_run, federation, tmp_path):
         started = time.monotonic()
         line = one_error(fl_run(long_at_b))
         orphans = killer.result()
-    assert re.search(r"site-b: (no answer within 15\.\d s|endpoint .* is offline)", line)
+    assert re.search(r"site-b: (no answer within 2[5-9]\.\d s|endpoint .* is offline)", line)
     assert "site-a" not in line
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 90
 
     def hurried(server, clients):
         server["server_configs"]["round_deadline"] = 3
