@@ -256,7 +256,8 @@ class FedNova(_Rounds):
         return self._settings.weight(contribution)
 
     def _move(self, weights: Tensors, mean: Tensors) -> Tensors:
-        moved = super()._move(weights, {**mean, **self._undivided.result()})
+        mean.update(self._undivided.result())  # the mean's own: it is let go as it is stepped
+        moved = super()._move(weights, mean)
         self._undivided = WeightedMean()
         return moved
 
