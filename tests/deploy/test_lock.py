@@ -10,6 +10,7 @@ from datetime import datetime
 import psutil
 import pytest
 
+from tests import packages
 from tests.conftest import BIN, TOP
 
 CLIENT = "11111111-2222-4333-8444-555555555555"
@@ -86,3 +87,21 @@ def test_an_empty_lock_of_a_full_disk_is_nobodys(play, tmp_path):
     done = play(PLAY)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [path.name for path in (tmp_path / "site").glob("lock*")] == []
+
+
+def test_a_csh_as_login_shell_is_no_hindrance(play, tmp_path):
+    """It reads what ssh is given, and its quotes do not go over the end of a line."""
+    if reason := packages.install({"tcsh": "tcsh"}):
+        pytest.skip(reason)
+    ssh = tmp_path / "ssh"
+    # As sshd does it: the last of the words goes to the login shell.
+    ssh.write_text('#!/bin/sh\nfor command; do :; done\nexec tcsh -c "$command"\n')
+    ssh.chmod(0o700)
+    (tmp_path / "sites.ini").open("a").write(
+        f"[sites]\nhpc ansible_ssh_executable={ssh} ansible_ssh_transfer_method=piped"
+        f" fl_site_dir={tmp_path}/hpc\n"
+    )
+    (tmp_path / "hpc").mkdir()
+    done = play(PLAY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [path.name for path in (tmp_path / "hpc").iterdir()] == ["secrets"]
