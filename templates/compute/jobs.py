@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Says in the scheduler's own words what has become of a site's jobs: `jobs ENGINE FOLDER`.
+"""Says in the scheduler's own words what has become of a site's jobs: `jobs ENGINE FOLDER SECONDS`.
 
 A line for each job whose files are below the folder; nothing where there is none, or no scheduler.
+Each command of the scheduler's has that many seconds.
 """
 
 import getpass
@@ -10,24 +11,23 @@ import subprocess
 import sys
 from typing import Iterator, List, Tuple
 
-SECONDS = 30
 
-
-def slurm() -> Iterator[Tuple[str, str]]:
+def slurm(seconds: float) -> Iterator[Tuple[str, str]]:
     """Slurm's: what it says of a job, and the path of the job's script."""
     columns = "job %i in partition %P: %T (%r)|%o"
-    for line in _ask(["squeue", "--noheader", "--user", getpass.getuser(), "--format", columns]):
+    command = ["squeue", "--noheader", "--user", getpass.getuser(), "--format", columns]
+    for line in _ask(command, seconds):
         said, _, path = line.partition("|")
         yield said, path
 
 
-def pbspro() -> Iterator[Tuple[str, str]]:
+def pbspro(seconds: float) -> Iterator[Tuple[str, str]]:
     """PBS's: what it says of a job, and the path of what the job prints."""
-    numbers = _ask(["qselect", "-u", getpass.getuser()])
+    numbers = _ask(["qselect", "-u", getpass.getuser()], seconds)
     if not numbers:
         return
     try:
-        answer = json.loads("\n".join(_ask(["qstat", "-f", "-F", "json", *numbers])))
+        answer = json.loads("\n".join(_ask(["qstat", "-f", "-F", "json", *numbers], seconds)))
     except (OSError, ValueError) as error:
         # A job has just ended; or PBS makes no JSON of what stands in a job's environment.
         print(f"qstat does not say more of {len(numbers)} jobs: {error}", file=sys.stderr)
@@ -38,12 +38,12 @@ def pbspro() -> Iterator[Tuple[str, str]]:
         yield said, job.get("Output_Path", "")
 
 
-def _ask(command: List[str]) -> List[str]:
+def _ask(command: List[str], seconds: float) -> List[str]:
     done = subprocess.run(
         command,
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=seconds,
         check=False,
     )
     if done.returncode:
@@ -53,11 +53,12 @@ def _ask(command: List[str]) -> List[str]:
 
 def main(arguments: List[str]) -> int:
     """Print the jobs, or one line of why the scheduler does not say."""
-    engine, folder = arguments
+    engine, folder, seconds = arguments
+    below = folder.rstrip("/") + "/"  # another site's folder may begin as this one's does
     ask = {"slurm": slurm, "pbspro": pbspro}.get(engine)
     try:
-        for said, path in ask() if ask else ():
-            if folder in path:
+        for said, path in ask(float(seconds)) if ask else ():
+            if below in path:
                 print(said)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         print(" ".join(str(error).split()), file=sys.stderr)

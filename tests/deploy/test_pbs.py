@@ -96,7 +96,7 @@ def test_a_project_that_is_refused_in_pbss_words(polaris):
 
 def test_what_the_scheduler_says_of_a_sites_jobs(commands, tmp_path):
     """The site's own and no other's, each with the scheduler's reason."""
-    for site in ("mine", "other", "mine"):
+    for site in ("mine", "mine-too", "mine"):
         script = tmp_path / f"{site}.sh"
         script.write_text(
             f"#PBS -N {site}\n#PBS -l filesystems=home\n"
@@ -121,9 +121,21 @@ def test_a_scheduler_that_is_not_there_is_named(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-def ask(engine: str, folder: Path, path: str = "") -> subprocess.CompletedProcess[str]:
+def test_a_slow_scheduler_has_as_long_as_the_inventory_says(tmp_path):
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\nsleep 2\necho 'job 1|{tmp_path}/script'\n")
+    (tmp_path / "squeue").chmod(0o700)
+    path = f"{tmp_path}:/usr/bin:/bin"
+    slow = ask("slurm", tmp_path, path, seconds=0.5)
+    assert (slow.returncode, slow.stdout) == (1, "")
+    assert "timed out after 0.5 seconds" in slow.stderr
+    assert ask("slurm", tmp_path, path).stdout == "job 1\n"
+
+
+def ask(
+    engine: str, folder: Path, path: str = "", seconds: float = 30
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, TOP / "templates/compute/jobs.py", engine, folder],
+        [sys.executable, TOP / "templates/compute/jobs.py", engine, folder, f"{seconds:g}"],
         env={"PATH": path} if path else None,
         capture_output=True,
         text=True,
@@ -140,7 +152,7 @@ def qstat_says(tmp_path, said, code=0):
             f'#!/bin/sh\ncat "$0.txt"\necho "$@" > "$0.asked"\nexit {ends}\n'
         )
         (tmp_path / name).chmod(0o700)
-    command = [sys.executable, TOP / "templates/compute/jobs.py", "pbspro", "/sites/a"]
+    command = [sys.executable, TOP / "templates/compute/jobs.py", "pbspro", "/sites/a", "30"]
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
