@@ -38,7 +38,7 @@ def play(tmp_path):
         "fl_audit_log": "{{ fl_site_dir }}/log/audit",
     }
 
-    def _play(**more: object) -> subprocess.CompletedProcess[str]:
+    def _play(*words: str, **more: object) -> subprocess.CompletedProcess[str]:
         extra = json.dumps(variables | more)
         return subprocess.run(
             [
@@ -47,6 +47,7 @@ def play(tmp_path):
                 tmp_path / "sites.ini",
                 "-e",
                 extra,
+                *words,
                 "playbooks/teardown.yml",
             ],
             cwd=TOP,
@@ -99,6 +100,33 @@ def test_a_site_s_folder_goes_with_all_that_is_in_it(play, tmp_path):
         done = play()
         assert done.returncode == 0, done.stdout + done.stderr
         assert not (tmp_path / "site").exists()
+
+
+def test_a_link_to_a_site_s_folder_goes_with_what_it_leads_to(play, tmp_path):
+    """The usual way round a home's quota."""
+    disk = tmp_path / "disk/fl"
+    lay_out(disk, *OURS, "secrets/credentials.env", "notes.txt")
+    (tmp_path / "site").symlink_to(disk)
+    kept = play(fl_site_dir=f"{tmp_path}/site/")
+    assert kept.returncode == 0, kept.stdout + kept.stderr
+    assert files(disk) == ["notes.txt"]
+    lay_out(disk, *OURS)
+    (disk / "notes.txt").unlink()
+    for words in (["--check"], []):
+        assert files(disk) == OURS
+        done = play(*words, fl_site_dir=f"{tmp_path}/site/")
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert list(tmp_path.glob("site")) == list((tmp_path / "disk").iterdir()) == []
+
+
+def test_a_python_that_is_in_use_goes_after_all_else_or_is_told(play, tmp_path):
+    """NFS keeps a folder of it, and what Ansible works with may be the one that was brought."""
+    lay_out(tmp_path / "site", *OURS, "secrets/credentials.env")
+    done = play(teardown_rest="exit 1")
+    assert done.returncode == 2
+    assert files(tmp_path / "site") == ["python-0123456789ab/bin/python3"]
+    assert play().returncode == 0
+    assert not (tmp_path / "site").exists()
 
 
 def test_one_that_was_broken_off_is_finished_by_the_next(play, tmp_path):
