@@ -90,6 +90,19 @@ def test_where_there_is_none_a_line_says_what_to_set(play):
     assert "or fl_python_archive to an archive with one" in said
 
 
+def test_a_deployment_whose_python_is_gone_is_not_taken_for_gone_itself(play, tmp_path):
+    """Its daemons may run, and cron starts them again."""
+    down = ("--limit", "hpc", "playbooks/teardown.yml")
+    for name, left in (("logs", True), ("secrets", False), ("daemons", False)):
+        (tmp_path / "site" / name).mkdir(parents=True)
+        done = play(*down)
+        said = " ".join(done.stdout.split())
+        assert (done.returncode == 0) is left, done.stdout + done.stderr
+        assert ("no deployment of ours stands there: nothing is done" in said) is left
+        assert ("Set fl_environment_python to the path of one" in said) is not left
+        (tmp_path / "site" / name).rmdir()
+
+
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory) -> dict[str, str]:
     """What the inventory says of an archive with a Python, laid out as their publishers do it."""
