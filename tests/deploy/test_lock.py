@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import runpy
 import socket
 import subprocess
 import sys
@@ -15,6 +17,8 @@ from tests.conftest import BIN, TOP
 
 CLIENT = "11111111-2222-4333-8444-555555555555"
 PLAY = "playbooks/credentials.yml"
+# A number that no process has: the kernel's are below.
+BEYOND = str(2**22)
 
 
 @pytest.fixture
@@ -64,21 +68,67 @@ def test_an_alias_that_leads_to_another_login_node_is_refused_before_anything(
     assert play(PLAY, *words).returncode == 0
 
 
+def name(*words: str) -> str:
+    """What the role's program says."""
+    command = [sys.executable, TOP / "templates/lock/holder.py", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def of_this_machine(process: str, since: str) -> str:
+    """Bob's run on it."""
+    (machine,) = re.findall(r"@(\S+) ", name())
+    return f"bob@{machine} process {process} since {since}"
+
+
 def test_a_second_operator_is_told_who_is_at_work(play, tmp_path):
     """Another's run, or this machine's own that still goes on, has the site; a dead one has not."""
     lock = tmp_path / "site" / "lock"
-    machine, here = socket.gethostname(), psutil.Process()
+    here = psutil.Process()
     since = datetime.fromtimestamp(here.create_time()).isoformat(" ", "seconds")
     for holder, free in (
         ("ann@elsewhere process 1 since 2026-01-01 09:00:00", False),
-        (f"bob@{machine} process {here.pid} since {since}", False),
-        (f"bob@{machine} process {here.pid} since 2026-01-01 09:00:00", True),
+        (of_this_machine(str(here.pid), since), False),
+        (of_this_machine(str(here.pid), "2026-01-01 09:00:00"), True),
     ):
         lock.write_text(f"{holder}\n")
         done = play(PLAY)
         assert (done.returncode == 0) is free, done.stdout
         assert (f"home is being changed by {holder}" in " ".join(done.stdout.split())) is not free
         assert lock.exists() is not free
+
+
+def test_a_machines_name_alone_does_not_say_that_a_run_is_over():
+    """Laptops are called localhost, and cloud machines ubuntu."""
+    dead = of_this_machine(BEYOND, "2026-01-01 09:00:00")
+    assert name(dead) == "over"
+    assert name(re.sub(r"@\S+", f"@{socket.gethostname()}", dead)) == "unknown"
+    assert name(re.sub(r"@\S+", f"@{socket.gethostname()}/0f0f0f0f", dead)) == "unknown"
+
+
+@pytest.mark.parametrize("hidden", [psutil.NoSuchProcess(1), psutil.AccessDenied(1)])
+def test_a_run_that_proc_hides_is_not_over(monkeypatch, hidden):
+    """Another user's, where users see their own processes alone (hidepid 2, and 1)."""
+
+    def hide(pid: int) -> psutil.Process:
+        raise hidden
+
+    is_over = runpy.run_path(str(TOP / "templates/lock/holder.py"))["is_over"]
+    lines = [of_this_machine(pid, "2026-01-01 09:00:00") for pid in ("1", BEYOND)]
+    monkeypatch.setattr(psutil, "Process", hide)
+    assert not is_over(lines[0])
+    assert is_over(lines[1]) is isinstance(hidden, psutil.NoSuchProcess)
+
+
+def test_of_two_runs_that_see_one_over_the_slower_is_refused(play, tmp_path):
+    """Both have seen it, and the other's lock is there when this one comes to take it."""
+    lock = tmp_path / "site/lock"
+    lock.write_text(of_this_machine(BEYOND, "2026-01-01 09:00:00") + "\n")
+    ann = "ann@elsewhere process 1 since 2026-01-01 09:00:00"
+    faster = json.dumps({"lock_release": f'echo {ann} > "$1"'})
+    done = play(PLAY, "-e", faster)
+    assert done.returncode == 2
+    assert f"home is being changed by {ann}" in " ".join(done.stdout.split())
+    assert lock.read_text() == f"{ann}\n"
 
 
 def test_an_empty_lock_of_a_full_disk_is_nobodys(play, tmp_path):
