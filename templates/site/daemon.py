@@ -37,7 +37,7 @@ IDLE_SECONDS = 0.5
 # A child that its parent has ended itself is a zombie for a moment.
 ZOMBIE_SECONDS = 2
 KILL_GRACE_SECONDS = 5
-# Longer than a start may take.
+# Longer than all takes but a start, which has a deadline of its own.
 LOCK_SECONDS = 180
 POLL_SECONDS = 0.1
 # One more of that size is kept beside it.
@@ -68,6 +68,7 @@ class Daemon:
         definition = site / "daemons" / f"{name}.json"
         self.definition: Dict[str, Any] = json.loads(definition.read_text())
         self.what: str = self.definition["what"]
+        self.deadline: float = self.definition.get("deadline", 0)
         self.pid_file = Path(self.definition["pid_file"])
         self.record_file = site / "daemons" / f"{name}.running"
         # Children inherit it, so that workers left behind by a crash are still known as ours.
@@ -266,10 +267,9 @@ class Daemon:
             self._sweep({"pid": process.pid, "boot": _boot()})
             raise
         if not _await(
-            lambda: process.poll() is not None or self._is_ready(process.pid),
-            self.definition["deadline"],
+            lambda: process.poll() is not None or self._is_ready(process.pid), self.deadline
         ):
-            why = f"it did not answer within {self.definition['deadline']} s"
+            why = f"it did not answer within {self.deadline} s"
         elif process.poll() is None:
             return process.pid
         else:
@@ -314,10 +314,20 @@ class Daemon:
             return None
         host: str = self.definition["host"]
         if host == "ip":
-            host = socket.gethostbyname(socket.gethostname())
+            host = self._own_ip()
         elif host == "fqdn":
             host = socket.getfqdn()
         return host, int(self.definition["port"])
+
+    def _own_ip(self) -> str:
+        name = socket.gethostname()
+        try:
+            return socket.gethostbyname(name)
+        except socket.gaierror as error:
+            raise RefusedError(
+                f"{self.what}: {name} has no IPv4 address ({error.strerror});"
+                f" set {self.definition['host_variable']} to fqdn or an address of this machine"
+            ) from error
 
     def _fingerprint(self) -> str:
         """Digest of the files that it must be restarted for."""
@@ -580,7 +590,7 @@ def act(daemon: Daemon, verb: str) -> Dict[str, Any]:
     if verb == "status":
         return daemon.status()
     try:
-        with daemon.locked(0 if verb == "keep" else LOCK_SECONDS):
+        with daemon.locked(0 if verb == "keep" else LOCK_SECONDS + daemon.deadline):
             return CHANGES[verb](daemon)
     except BusyError:
         if verb != "keep":

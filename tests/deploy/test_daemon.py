@@ -233,6 +233,21 @@ def test_one_that_was_started_with_older_settings_is_restarted(site):
     assert again["pid"] != first
 
 
+def test_a_call_waits_for_as_long_as_another_may_take_to_start_it(site):
+    keeper = site.folder / "bin/daemon"
+    keeper.write_text(keeper.read_text().replace("LOCK_SECONDS = 180", "LOCK_SECONDS = 0"))
+    lock = site.folder / "daemons/proxystore.lock"
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        waiting = psutil.Popen(site.command("ensure"), stdout=subprocess.PIPE)
+        while str(lock) not in [file.path for file in waiting.open_files()]:
+            assert waiting.poll() is None
+            time.sleep(0.02)
+        # Whoever waits no longer than it tries once has given up by then.
+        time.sleep(0.5)
+    assert json.loads(waiting.communicate(timeout=60)[0])["changed"] is True
+
+
 def test_after_kill_9_it_starts_again_and_sweeps_the_orphan(site):
     killed = site.call("ensure")["pid"]
     orphan = psutil.Process(killed).children()[0]
@@ -600,6 +615,16 @@ def test_another_users_endpoint_is_not_ours_whatever_it_says(site, impostor):
 def test_an_address_of_another_machine_is_named(site):
     site.define(host="192.0.2.1")
     assert "set fl_proxystore_host of site-a" in site.refusal()
+
+
+def test_a_machine_without_an_ipv4_address_is_named(site):
+    """As one whose name has IPv6 alone, or resolves to nothing."""
+    keeper = site.folder / "bin/daemon"
+    keeper.write_text(keeper.read_text().replace("socket.gethostname()", "'::1'"))
+    site.define(host="ip")
+    line = site.refusal()
+    assert "the endpoint of site-a: ::1 has no IPv4 address (" in line
+    assert "set fl_proxystore_host of site-a to fqdn or an address" in line
 
 
 def test_a_known_error_comes_back_as_what_to_do(site):
