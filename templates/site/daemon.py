@@ -40,6 +40,9 @@ KILL_GRACE_SECONDS = 5
 # Longer than all takes but a start, which has a deadline of its own.
 LOCK_SECONDS = 180
 POLL_SECONDS = 0.1
+# Cron tries ever more rarely to start what cannot start: that share of how long it could not.
+PAUSE_SHARE = 1 / 8
+LONGEST_PAUSE_SECONDS = 3600
 # One more of that size is kept beside it.
 LOG_BYTES = 10_000_000
 
@@ -71,6 +74,7 @@ class Daemon:
         self.deadline: float = self.definition.get("deadline", 0)
         self.pid_file = Path(self.definition["pid_file"])
         self.record_file = site / "daemons" / f"{name}.running"
+        self.refused_file = site / "daemons" / f"{name}.refused"
         # Children inherit it, so that workers left behind by a crash are still known as ours.
         self.mark: str = self.definition["mark"]
         # Now, as this process has the site's settings in its environment: a play may change both
@@ -79,6 +83,7 @@ class Daemon:
 
     def ensure(self) -> Dict[str, Any]:
         """Start it unless it serves with the files as they are now."""
+        self.refused_file.unlink(missing_ok=True)
         record = self._serving()
         if record and record["fingerprint"] == self.fingerprint:
             return self._kept(record)
@@ -87,7 +92,7 @@ class Daemon:
     def keep(self) -> Dict[str, Any]:
         """Start it unless it serves, whatever its files say: a play may be changing them."""
         record = self._serving()
-        return self._kept(record) if record else self._restarted()
+        return self._kept(record) if record else self._tried()
 
     def stop(self) -> Dict[str, Any]:
         """Stop it and everything it started; nothing else."""
@@ -124,9 +129,8 @@ class Daemon:
             yield
 
     def _record(self) -> Optional[Dict[str, Any]]:
-        try:
-            record: Dict[str, Any] = json.loads(self.record_file.read_text())
-        except (OSError, ValueError):
+        record = _json(self.record_file)
+        if not record:
             return None
         if record["host"] != socket.gethostname():
             raise RefusedError(
@@ -147,8 +151,25 @@ class Daemon:
         return record
 
     def _kept(self, record: Dict[str, Any]) -> Dict[str, Any]:
+        self.refused_file.unlink(missing_ok=True)
         self._rotate_logs(record)
         return {"changed": self._end_maimed(), "pid": record["pid"]}
+
+    def _tried(self) -> Dict[str, Any]:
+        """Start it again, unless that has long been refused and was a while ago.
+
+        A federation may be over for months, and its secret revoked, where nobody has taken it down.
+        """
+        now, refused = time.time(), _json(self.refused_file)
+        since, last = refused.get("since", now), refused.get("last", 0)
+        if abs(now - last) < min((last - since) * PAUSE_SHARE, LONGEST_PAUSE_SECONDS):
+            raise RefusedError(refused["said"])
+        try:
+            return self._restarted()
+        except RefusedError as error:
+            said = {"since": since, "last": now, "said": str(error)}
+            self.refused_file.write_text(json.dumps(said) + "\n")
+            raise
 
     def _restarted(self) -> Dict[str, Any]:
         self.stop()
@@ -560,6 +581,15 @@ def _await(condition: Any, seconds: float) -> bool:
             return False
         time.sleep(POLL_SECONDS)
     return True
+
+
+def _json(file: Path) -> Dict[str, Any]:
+    """What a file says; nothing, if it is not there or was not written to its end."""
+    try:
+        said: Dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return said
 
 
 def _size(file: str) -> int:

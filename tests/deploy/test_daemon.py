@@ -290,6 +290,33 @@ def test_what_cron_calls_starts_what_is_dead_and_leaves_what_runs(site):
     assert len(site.processes()) == 2
 
 
+def test_what_cron_cannot_start_for_long_it_tries_more_rarely(site):
+    """As where a federation has ended and nobody has taken it down."""
+    refused = site.folder / "daemons/proxystore.refused"
+    tries = site.folder / "tries"
+    site.endpoint.write_text(f"open({str(tries)!r}, 'a').write('.')\nraise SystemExit('revoked')")
+
+    def age(first: float, last: float) -> None:
+        said = json.loads(refused.read_text())
+        said |= {"since": time.time() - first, "last": time.time() - last}
+        refused.write_text(json.dumps(said))
+
+    for tried in ("one", "two"):  # at first, as often as it is called
+        assert "its last words: revoked" in site.refusal("keep"), tried
+    for first, last, tried in (
+        (9_000, 900, 2),
+        (9_000, 1_100, 3),
+        (10_000_000, 3_500, 3),
+        (10_000_000, 3_700, 4),
+    ):
+        age(first, last)
+        assert "its last words: revoked" in site.refusal("keep"), "the reason is told in any case"
+        assert len(tries.read_text()) == tried
+    site.endpoint.write_text(ENDPOINT)
+    site.call("ensure")
+    assert not refused.exists()
+
+
 def test_what_cron_calls_starts_again_what_runs_and_does_not_answer(site):
     """An endpoint that ProxyStore has ended half: it listens, and no more than that."""
     keeper = site.folder / "bin/daemon"
