@@ -11,6 +11,7 @@
 #PBS -l filesystems=home:flare
 
 export FL_BLOCK_END=$(( $(date +%s) + 1800 ))
+type module > /dev/null 2>&1 || { before="$PATH"; . /etc/profile; PATH="$PATH:$before"; }
 module load frameworks
 set -a; . SITE/site.env; set +a
 unset http_proxy https_proxy all_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY

@@ -13,6 +13,7 @@
 #SBATCH --account=abcd-delta-cpu
 #SBATCH --cpus-per-task=128
 
+type module > /dev/null 2>&1 || { before="$PATH"; . /etc/profile; PATH="$PATH:$before"; }
 module load anaconda3_cpu
 set -a; . SITE/site.env; set +a
 export FL_NODE_LAUNCHER='srun --overlap --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 -c 128' FL_NODE_INTERFACE=hsn0

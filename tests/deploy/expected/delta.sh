@@ -13,6 +13,7 @@
 #SBATCH --account=abcd-delta-cpu
 #SBATCH --cpus-per-task=128
 
+type module > /dev/null 2>&1 || { before="$PATH"; . /etc/profile; PATH="$PATH:$before"; }
 module load anaconda3_cpu
 set -a; . SITE/site.env; set +a
 unset GLOBUS_COMPUTE_CLIENT_ID GLOBUS_COMPUTE_CLIENT_SECRET

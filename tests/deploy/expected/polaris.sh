@@ -11,6 +11,7 @@
 #PBS -l filesystems=home:eagle
 
 export FL_BLOCK_END=$(( $(date +%s) + 1800 ))
+type module > /dev/null 2>&1 || { before="$PATH"; . /etc/profile; PATH="$PATH:$before"; }
 module use /soft/modulefiles
 module load conda
 set -a; . SITE/site.env; set +a
