@@ -135,6 +135,27 @@ def test_what_starts_a_process_on_each_node(machine, expected, tmp_path, monkeyp
     assert words.replace(str(tmp_path), "FOLDER") == expected + agent
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_job_has_the_module_command_whoever_started_the_endpoint(tmp_path, there):
+    """A play may have had it from a .bashrc, and cron has none; the profile sets the path anew."""
+    script = (EXPECTED / "sophia.sh").read_text()
+    (line,) = re.findall("^type module .*$", script, re.MULTILINE)
+    profile = tmp_path / "profile"
+    profile.write_text("module() { echo of the profile; }\nPATH=/bin\n")
+    had = "module() { echo its own; }\n" if there else ""
+    job = f"{had}{line.replace('/etc/profile', str(profile))}\nmodule load conda\necho $PATH\n"
+    said = subprocess.run(
+        ["/bin/bash"],
+        input=job,
+        env={"PATH": "/opt/slurm/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    expected = "its own\n/opt/slurm/bin\n" if there else "of the profile\n/bin:/opt/slurm/bin\n"
+    assert said == expected
+
+
 def test_polaris(sites):
     site = sites / "my-polaris"
     engine = rendered(site)["engine"]
@@ -197,6 +218,14 @@ def test_daemons_are_restarted_for_other_versions_of_an_environment(sites):
         file = sites / "my-workstation/daemons" / f"{daemon}.json"
         followed = json.loads(file.read_text())["restart_for"]
         assert f"{sites}/my-workstation/versions.json" in followed
+
+
+def test_no_daemon_is_restarted_for_what_pip_was_told_before_it_has_done_it():
+    """One that was started meanwhile would count as new, and never be restarted."""
+    for daemon in ("proxystore", "relay"):
+        definition = (TOP / "templates" / daemon / "daemon.json.j2").read_text()
+        assert "fl_environment_prefix ~ '/.fl-pins'" in definition
+        assert "constraints.txt" not in definition
 
 
 @pytest.mark.parametrize("name", [f"my-{machine}" for machine in MACHINES])

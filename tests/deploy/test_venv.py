@@ -99,16 +99,21 @@ def test_extras_are_installed_where_they_are_wanted(tmp_path, play):
     """This site reaches no index: pip cannot have them."""
     for entry in (tmp_path / "module/lib").glob("*/site-packages/opacus*"):
         entry.unlink()
-    marker = tmp_path / "site/env/.fl-installed"
+    marker, pins = tmp_path / "site/env/.fl-installed", tmp_path / "site/env/.fl-pins"
     assert play("torch").returncode == 0
     installed = marker.read_text()
+    assert pins.read_text() == (tmp_path / "site/constraints.txt").read_text()
     done = play("torch", fl_environment_extras=["privacy"])
     assert done.returncode == 2
     assert "Cannot install fl-hpc[privacy]" in done.stdout
+    assert "--no-cache-dir" in done.stdout
     # Who goes back to what was there before has it installed: pip may have come half way.
+    # Daemons that were started meanwhile are restarted, also those that follow the versions alone.
     assert marker.read_text() != installed
+    assert pins.read_text() == marker.read_text()
     assert re.findall(r"changed=(\d+)", play("torch").stdout) != ["0"]
     assert marker.read_text() == installed
+    assert pins.read_text() == (tmp_path / "site/constraints.txt").read_text()
     mistyped = play("torch", fl_environment_extras=["privcy"])
     assert "value of fl_environment_extras must be one or more of: privacy" in mistyped.stdout
 
@@ -191,6 +196,18 @@ def test_a_package_of_the_users_own_is_none_of_the_module(play, home):
     )
 
 
+def test_what_pythonpath_names_is_not_taken_for_installed(tmp_path, play, monkeypatch):
+    """A .bashrc says it, which nobody reads for the daemons that cron starts."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for entry in (tmp_path / "module/lib").glob("*/site-packages/parsl*"):
+        entry.rename(mine / entry.name)
+    monkeypatch.setenv("PYTHONPATH", str(mine))
+    done = play("torch")
+    assert done.returncode == 2
+    assert "ERROR: Cannot install globus-compute-endpoint" in done.stdout
+
+
 def test_a_conda_prefix_takes_nothing_from_the_users_own_packages_nor_removes_them(
     tmp_path, play, module, home
 ):
@@ -207,13 +224,17 @@ def test_a_conda_prefix_takes_nothing_from_the_users_own_packages_nor_removes_th
     conda.write_text(
         f'#!/bin/sh\n# create --yes --prefix PREFIX --file LOCK\ncp -a {tmp_path}/module "$4" &&\n'
         'ln -s python3 "$4/bin/python" && mkdir "$4/conda-meta" && touch "$4/conda-meta/history"\n'
+        f'echo "$FL_SITE_SAYS" > {tmp_path}/heard\n'
     )
     conda.chmod(0o755)
     done = play(
         fl_environment_kind="conda",
         fl_environment_lock=str(lock),
         fl_environment_conda=str(conda),
+        fl_service_environment={"FL_SITE_SAYS": "a proxy", "PIP_LOG": f"{tmp_path}/pip.log"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert mine.exists()
+    assert (tmp_path / "heard").read_text() == "a proxy\n"
+    assert (tmp_path / "pip.log").exists()
     assert "PYTHONNOUSERSITE=1" in (tmp_path / "site/site.env").read_text().splitlines()
