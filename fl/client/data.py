@@ -224,12 +224,22 @@ def _batches(
     """
     if type(dataset) is TensorDataset:
         return DataLoader(
-            dataset,
-            sampler=sampler,
-            batch_size=None,
-            num_workers=configs.num_workers,
-            generator=generator,
+            dataset, sampler=sampler, batch_size=None, generator=generator, **workers(configs)
         )
-    return DataLoader(
-        dataset, batch_sampler=sampler, num_workers=configs.num_workers, generator=generator
-    )
+    return DataLoader(dataset, batch_sampler=sampler, generator=generator, **workers(configs))
+
+
+def workers(configs: TrainConfigs) -> dict[str, Any]:
+    """How a `DataLoader` reads samples: in this process, or in so many of its own.
+
+    Those are forked. Where a task runs, in a process that was spawned, torch would spawn them too,
+    and a spawned one has none of the site's code.
+
+    Args:
+        configs: How many there are to be.
+
+    Returns:
+        Arguments of `DataLoader`.
+    """
+    count = configs.num_workers
+    return {"num_workers": count, "multiprocessing_context": "fork" if count else None}

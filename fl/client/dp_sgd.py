@@ -78,8 +78,8 @@ def batches(dataset: Dataset[Any], configs: TrainConfigs) -> DataLoader[Any]:
     return DataLoader(
         dataset,
         batch_sampler=PoissonBatches(samples, sampling_rate(samples, configs)),
-        num_workers=configs.num_workers,
         collate_fn=collate,
+        **data.workers(configs),
     )
 
 
