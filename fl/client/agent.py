@@ -17,7 +17,7 @@ from threading import Event, Thread
 
 from fl.client import distributed
 from fl.client.distributed import FAILED, Place
-from fl.client.rendezvous import Failure, Node, Order, Pulse, Rendezvous
+from fl.client.rendezvous import Failure, Node, Order, Pulse, Rendezvous, insist
 from fl.errors import FederationError, in_one_line
 
 INTERFACE = "FL_NODE_INTERFACE"
@@ -53,14 +53,14 @@ class Life:
         self._ended.set()
         self._beats.join()
         self.note(ended=True)
-        self._meeting.say(self._number, self._node)
+        insist(lambda: self._meeting.say(self._number, self._node), SILENCE_SECONDS)
 
     def note(self, **facts: object) -> None:
         """Note something of this node; the others hear it at the next beat."""
         self._node = self._node.model_copy(update=facts)
 
     def _beat(self) -> None:
-        task, said, beat = Pulse(), "", 0
+        task, said, beat = Pulse(), "nothing yet", 0
         while not self._ended.wait(BEAT_SECONDS if beat else 0):
             with suppress(OSError):  # of a file system that hangs now and then
                 said = self._meeting.task()
@@ -104,7 +104,7 @@ def _train(meeting: Rendezvous, order: Order, number: int, life: Life) -> None:
         on_step=lambda steps: life.note(steps=steps),
     )
     if training is not None:
-        meeting.hand_over(trained)
+        insist(lambda: meeting.hand_over(trained), SILENCE_SECONDS)
         life.note(training=asdict(training))
 
 

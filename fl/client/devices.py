@@ -61,13 +61,18 @@ def of_rank(name: str, rank: int) -> torch.device:
     if device.index is not None:
         raise DeviceError(f"nproc_per_node takes device: {device.type}, not one of them ({name})")
     on_cpu = device.type == "cpu"
-    count = len(os.sched_getaffinity(0)) if on_cpu else torch.accelerator.device_count()
+    count = len(os.sched_getaffinity(0)) if on_cpu else _count(device)
     if rank >= count:
         what = "cores" if on_cpu else f"{device.type} devices"
         raise DeviceError(
             f"nproc_per_node asks for {rank + 1} {what} or more, and this worker has {count}"
         )
     return device if on_cpu else torch.device(device.type, rank)
+
+
+def _count(device: torch.device) -> int:
+    """Devices of a kind; `torch.accelerator`, which says the same, came with torch 2.6."""
+    return int(getattr(torch, device.type).device_count())
 
 
 def is_broken() -> bool:

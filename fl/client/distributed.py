@@ -46,6 +46,9 @@ BACKENDS = {"cuda": "nccl", "xpu": "xccl"}
 """How ranks speak about tensors of a kind of device; about others by gloo."""
 FAILED = 1
 """Exit code of a rank that has said why."""
+MOST_SAID, MOST_TRACEBACK = 2000, 8000
+"""Characters of what a rank says that fails, and of where: its pipe takes no more at once than
+64 KiB, and is read once the rank has ended."""
 
 
 class EndedError(TrainingError):
@@ -130,10 +133,13 @@ def prepared(
     wanted: TrainRequest, model: nn.Module, *, travelling: list[str], seed: int, until: float | None
 ) -> tuple[Order, Tensors]:
     """What ranks are told, and the weights that they begin with; see `train`."""
+    configs = wanted.train_configs
+    if configs.device == "auto":  # a node that lacks what the others have is a fault, not the cpu
+        configs = configs.model_copy(update={"device": next(devices.present())})
     # What a task is sent by, and gets, is no rank's business.
     own: dict[str, Any] = {"model": None, "upload": None, "sealing": None, "sources": {}}
     order = Order(
-        wanted=wanted.model_copy(update=own),
+        wanted=wanted.model_copy(update={**own, "train_configs": configs}),
         seed=seed,
         until=until,
         sources={path: source.decode() for path, source in site_code.let_in().items()},
@@ -275,9 +281,10 @@ def _failure(error: Exception, local: int, plan: _Plan) -> FederationError:
     told = error if isinstance(error, FederationError) else TrainingError(in_one_line(error))
     if _is_of_others(error):
         told = LostError(f"the other ranks are lost: {in_one_line(error)}")
-    if plan.order.wanted.train_configs.nnodes > 1:
-        told.args = (f"{told} ({_named(local, plan)})",)
-    told.add_note(traceback.format_exc())  # it travels with the error
+    where = f" ({_named(local, plan)})" if plan.order.wanted.train_configs.nnodes > 1 else ""
+    told.args = (f"{str(told)[:MOST_SAID]}{where}",)
+    lines = (line[:MOST_SAID] for line in traceback.format_exception(error))
+    told.add_note("".join(lines)[-MOST_TRACEBACK:])  # it travels with the error
     return told
 
 
@@ -340,11 +347,11 @@ def _meet(ranks: Ranks, device: torch.device, plan: _Plan) -> None:
         )
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ[name] = interface
-    if device.type != "cpu":
-        torch.accelerator.set_device_index(device.index)
+    if device.type in BACKENDS:
+        getattr(torch, device.type).set_device(device.index)
     dist.init_process_group(
         BACKENDS.get(device.type, "gloo"),
-        init_method=plan.meeting.store,
+        store=plan.meeting.store(ranks.size, SILENCE),
         rank=ranks.rank,
         world_size=ranks.size,
         timeout=SILENCE,

@@ -27,7 +27,7 @@ from fl.client.data import DataError
 from fl.client.devices import DeviceError
 from fl.client.distributed import EndedError, LostError
 from fl.client.frozen import BaseError
-from fl.client.rendezvous import Failure, Node, Pulse, Rendezvous
+from fl.client.rendezvous import Failure, Node, Pulse, Rendezvous, insist
 from fl.client.request import TrainRequest
 from fl.client.site_code import SiteCodeError
 from fl.client.trainer import Training, TrainingError
@@ -174,9 +174,10 @@ def train(
     with _folder() as folder:
         meeting = Rendezvous(folder)
         meeting.give(order, weights)
+        del weights  # they have a model's size
         with _launched(command(nnodes, folder), folder / SAID) as launcher:
             training = _await(launcher, meeting, nnodes, until, on_step)
-        model.load_state_dict(meeting.weights(), strict=False)
+        model.load_state_dict(insist(meeting.weights, SILENCE_SECONDS), strict=False)
     return training
 
 
@@ -230,12 +231,17 @@ def _await(
     """Wait until all nodes have done; the first that fails ends all."""
     starts = START_SECONDS if until is None else min(START_SECONDS, until - time.time())
     began, pulses = time.monotonic(), [Pulse() for _ in range(nnodes)]
+    nodes: dict[int, Node] = {}
     for beat in itertools.count(1):
-        meeting.beat(beat)
+        with suppress(OSError):  # of a file system that hangs now and then
+            meeting.beat(beat)
         ended = _has_ended(launcher, BEAT_SECONDS)
-        nodes = meeting.nodes(nnodes)
+        with suppress(OSError):
+            nodes = meeting.nodes(nnodes)
         on_step(max((node.steps for node in nodes.values()), default=0))
-        if ended or any(node.failure for node in nodes.values()):
+        # A launcher may be stuck when all that it has started is over.
+        done = len(nodes) == nnodes and all(node.ended for node in nodes.values())
+        if ended or done or any(node.failure for node in nodes.values()):
             break
         _require_life(nodes, pulses, meeting)
         if len(nodes) < nnodes and time.monotonic() - began > starts:
@@ -265,7 +271,7 @@ def _require_life(nodes: dict[int, Node], pulses: list[Pulse], meeting: Rendezvo
 def _outcome(launcher: subprocess.Popen[bytes], meeting: Rendezvous, nnodes: int) -> Training:
     """What training did; or what the fault was, and not what followed from it."""
     _has_ended(launcher, GRACE_SECONDS)  # by then the other nodes have said what they know
-    nodes = meeting.nodes(nnodes)
+    nodes = insist(lambda: meeting.nodes(nnodes), SILENCE_SECONDS)
     failures = {node.failure.kind: node.failure for node in nodes.values() if node.failure}
     lost = failures.pop(LostError.__name__, None)
     if failures:
@@ -292,5 +298,8 @@ def _hosts(nodes: Iterable[Node]) -> str:
 
 def _said(meeting: Rendezvous) -> str:
     """What launcher and agents said last, for a message's end."""
-    said = (meeting.folder / SAID).read_bytes()[-TAIL:].decode(errors="replace")
+    try:
+        said = (meeting.folder / SAID).read_bytes()[-TAIL:].decode(errors="replace")
+    except OSError:  # the fault that this is added to is the one to be told
+        return ""
     return f": {' '.join(said.split())}" if said.strip() else ""

@@ -8,14 +8,24 @@ opened for it.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
+
+import numpy as np
+from torch import distributed as dist
 
 from fl.client.request import TrainRequest
 from fl.client.trainer import TrainingError
 from fl.config import Section
 from fl.tensors import Tensors, decode, pieces
+
+Value = TypeVar("Value")
+
+AGAIN_SECONDS = 1.0
+"""How long after a file system has failed it is tried again."""
 
 
 class Order(Section):
@@ -69,10 +79,20 @@ class Rendezvous:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    @property
-    def store(self) -> str:
-        """Where ranks find each other, as torch's `init_method`."""
-        return (self.folder / "store").as_uri()
+    def store(self, ranks: int, patience: timedelta) -> Any:
+        """Where ranks find each other: not by a URL, whose escapes torch takes for a path's.
+
+        Args:
+            ranks: How many there are.
+            patience: How long one waits there for the others.
+
+        Returns:
+            Torch's `FileStore`.
+        """
+        path = str(self.folder.absolute() / "store")
+        store: Any = dist.FileStore(path, ranks)  # type: ignore[attr-defined]  # torch's
+        store.set_timeout(patience)
+        return store
 
     def give(self, order: Order, weights: Tensors) -> None:
         """Say what is to be done, and from which weights."""
@@ -93,7 +113,8 @@ class Rendezvous:
 
     def weights(self) -> Tensors:
         """What was handed over last."""
-        return decode((self.folder / "weights").read_bytes())
+        # Read into memory that can be written to, which is then theirs: no copy is made.
+        return decode(np.fromfile(self.folder / "weights", np.uint8).data)
 
     def take_place(self, most: int) -> int:
         """Take one of the nodes' places.
@@ -144,6 +165,31 @@ class Rendezvous:
             return (self.folder / name).read_text()
         except FileNotFoundError:
             return ""
+
+
+def insist(act: Callable[[], Value], seconds: float) -> Value:
+    """Do again what a shared file system fails at: some hang, or lose a file's handle, for a while.
+
+    Args:
+        act: Reads or writes.
+        seconds: For how long it is tried.
+
+    Returns:
+        What it returns.
+
+    Raises:
+        OSError: It fails for so long, or the folder is gone.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return act()
+        except FileNotFoundError:  # nobody meets there any more
+            raise
+        except OSError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(AGAIN_SECONDS)
 
 
 class Pulse:

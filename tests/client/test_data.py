@@ -36,7 +36,7 @@ def read(private):
 
 @pytest.mark.parametrize("private", [False, True])
 def test_a_spawned_worker_reads_a_sites_own_set_by_processes(site_code, private):
-    """As Parsl's workers, `endpoint_id: local`'s and ranks are: they spawn unless told otherwise."""
+    """As Parsl's workers, `endpoint_id: local`'s and ranks are: their own default is to spawn."""
     (site_code / "data.py").write_text(OWN)
     worker = multiprocessing.get_context("spawn").Process(target=read, args=(private,))
     worker.start()

@@ -1,11 +1,14 @@
 """A client over several nodes, each a process here: it trains what one would, and ends whole."""
 
+import errno
 import json
 import os
 import socket
 import subprocess
 import sys
 import time
+import tracemalloc
+import weakref
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,8 +16,10 @@ import psutil
 import pytest
 import torch
 
-from fl.client import agent, nodes
-from fl.client.rendezvous import Rendezvous
+from fl.client import agent, devices, nodes, rendezvous
+from fl.client.distributed import EndedError
+from fl.client.rendezvous import Node, Rendezvous
+from fl.client.trainer import Training
 from tests.client.test_ranks import ONE, TRAP, WORKER, eventually
 
 TWO = {**ONE, "nnodes": 2}
@@ -33,8 +38,10 @@ class Slow(nn.Linear):
 
 
 @pytest.fixture
-def block(site, monkeypatch):
+def block(site, tmp_path, monkeypatch):
     """A job of two nodes, as a site with fl_compute_multi_node has it."""
+    site.state = tmp_path / "alice@ad.site, x=1"  # what a URL would have escapes for
+    monkeypatch.setenv("FL_SITE_STATE", str(site.state))
     monkeypatch.setenv(nodes.LAUNCHER, LAUNCH)
     monkeypatch.setenv(agent.INTERFACE, "lo")
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
@@ -154,6 +161,88 @@ def test_nothing_outlives_who_started_it(block, tmp_path, victim):
     assert alive == []
 
 
+TRAINED = {"loss": 1.0, "steps": 3, "num_samples": 5, "stopped": "budget"}
+
+
+class Hanging(Rendezvous):
+    """On a file system that hangs now and then."""
+
+    calls, works = 0, lambda call: call % 5 not in (1, 2)
+
+    def _now(self, act, *given):
+        self.calls += 1
+        if not type(self).works(self.calls):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return act(*given)
+
+    def _read(self, name):
+        return self._now(super()._read, name)
+
+    def _write(self, name, text):
+        self._now(super()._write, name, text)
+
+
+@pytest.fixture
+def over(tmp_path, monkeypatch):
+    """Where a training over two nodes has met that is over."""
+    for module in (nodes, agent):
+        monkeypatch.setattr(module, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(nodes, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(rendezvous, "AGAIN_SECONDS", 0.02)
+    meeting = Rendezvous(tmp_path)
+    meeting.beat(0)
+    for number in range(2):
+        meeting.say(number, Node(host="n", ended=True, training=None if number else TRAINED))
+    return meeting
+
+
+def awaited(meeting, command):
+    with nodes._launched(command, meeting.folder / nodes.SAID) as launcher:
+        trained = nodes._await(launcher, meeting, 2, None, lambda _steps: None)
+    assert launcher.poll() is not None
+    return trained
+
+
+def test_a_launcher_that_is_stuck_keeps_no_trained_model(over):
+    assert awaited(over, ["sleep", "600"]) == Training(**TRAINED)
+
+
+@pytest.mark.parametrize("command", [["true"], ["sleep", "600"]])
+def test_a_file_system_that_hangs_now_and_then_ends_no_training(over, command):
+    assert awaited(Hanging(over.folder), command) == Training(**TRAINED)
+
+
+def test_a_file_system_that_hangs_for_good_does(over, monkeypatch):
+    over.say(1, Node(host="n"))
+    monkeypatch.setattr(nodes, "SILENCE_SECONDS", 1.0)
+    monkeypatch.setattr(Hanging, "works", lambda call: call <= 3)  # a beat, and both nodes
+    with pytest.raises(EndedError, match="nothing was heard of node n for 1 s"):
+        awaited(Hanging(over.folder), ["sleep", "600"])
+
+
+def test_a_nodes_last_word_is_said_again_where_the_file_system_hangs(over, monkeypatch):
+    """That nothing was read of the task yet is no end of it, either."""
+    over.say(0, Node(host="n"))
+    works_at = time.monotonic() + 0.3
+    monkeypatch.setattr(Hanging, "works", lambda _call: time.monotonic() > works_at)
+    with agent.Life(Hanging(over.folder), 0) as life:
+        life.note(training=TRAINED)
+    last = over.nodes(1)[0]
+    assert last.ended and last.training == TRAINED
+
+
+def test_weights_are_read_into_their_own_memory(tmp_path):
+    meeting = Rendezvous(tmp_path)
+    meeting.hand_over({"weight": torch.zeros(1 << 20)})
+    tracemalloc.start()
+    try:
+        weights = meeting.weights()
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert weights["weight"].nbytes < most < 1.5 * weights["weight"].nbytes
+
+
 def test_agents_end_once_nothing_is_heard_of_the_task(block, tmp_path, monkeypatch):
     """Even where the launcher cannot end them, and the task cannot say that it is gone."""
     folder = tmp_path / "meeting"
@@ -258,18 +347,29 @@ def test_nodes_of_a_pbs_job_are_counted_once_and_named_in_a_file(block, monkeypa
 
 def test_where_nodes_meet_is_the_users_alone_and_holds_no_pickle(block, monkeypatch):
     """Nor the way that the task's models go by."""
-    seen = {}
+    seen, given = {}, []
+    give = Rendezvous.give
+
+    def noted(meeting, order, weights):
+        given.extend(map(weakref.ref, weights.values()))
+        give(meeting, order, weights)
 
     def look(launcher, meeting, *_):
+        seen["kept"] = [kept for kept in given if kept() is not None]
         seen["mode"] = meeting.folder.stat().st_mode & 0o777
         seen["order"] = json.loads((meeting.folder / "order").read_text())
         seen["weights"] = meeting.weights()
         raise nodes.NodesError("seen")
 
+    monkeypatch.setattr(Rendezvous, "give", noted)
     monkeypatch.setattr(nodes, "_await", look)
+    monkeypatch.setattr(devices, "present", lambda: iter(["xpu", "cpu"]))
     monkeypatch.setenv("FL_BLOCK_END", "4000000000")
-    block.answer(model=("Linear", {}), weights=block.build("Linear"), train_configs=TWO)
+    settings = {"model": ("Linear", {}), "weights": block.build("Linear")}
+    block.answer(train_configs=TWO | {"device": "auto"}, **settings)
     assert seen["mode"] == 0o700
     assert seen["order"]["until"] == 4_000_000_000 - 30, "every rank ends before the block"
+    assert seen["order"]["wanted"]["train_configs"]["device"] == "xpu", "at every node the same"
+    assert len(given) == 2 and not seen["kept"], "no model's memory while nodes train"
     assert seen["order"]["wanted"]["model"] is seen["order"]["wanted"]["upload"] is None
     assert seen["weights"].keys() == {"weight", "bias"}

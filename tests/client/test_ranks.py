@@ -22,6 +22,7 @@ ONE = {"train_batch_size": 7, "num_local_epochs": 2, "optim_args": {"lr": 0.1}}
 TWO = {**ONE, "nproc_per_node": 2}
 TRAP = """
 import os, signal
+from fl.errors import FederationError
 class Trap(nn.Linear):
     def __init__(self, how):
         super().__init__(4, 2)
@@ -31,6 +32,8 @@ class Trap(nn.Linear):
         if self.steps == 2 and torch.distributed.get_rank() == 1:
             if self.how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.how == "talk":
+                raise FederationError("missing: " + "x" * 100_000)
             raise ValueError("no such layer")
         return super().forward(inputs)
 """
@@ -101,6 +104,7 @@ def test_no_rank_gets_a_single_sample_of_a_last_minibatch(site, two_cores):
     [
         ("kill", "rank 1 of 2 ended: SIGKILL"),
         ("raise", "the model or its loss raised ValueError: no such layer (model.py, line"),
+        ("talk", "missing: xxxxx"),  # more than a pipe holds
     ],
 )
 def test_a_rank_that_fails_ends_the_task_and_all_others(site, two_cores, how, expected):
@@ -111,6 +115,7 @@ def test_a_rank_that_fails_ends_the_task_and_all_others(site, two_cores, how, ex
     )
     assert expected in answer["error"]["message"]
     assert "Traceback" in answer["error"]["traceback"]
+    assert "in forward" in answer["error"]["traceback"] or how == "kill"
     assert ranks() == []
 
 
@@ -175,7 +180,8 @@ def test_there_is_a_core_for_every_rank(site, two_cores):
 
 def test_a_rank_has_a_device_of_its_own(monkeypatch):
     monkeypatch.setattr("fl.client.devices.choose", torch.device)
-    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.delattr(torch, "accelerator", raising=False)  # as before torch 2.6
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert of_rank("cuda", 1) == torch.device("cuda", 1)
     with pytest.raises(DeviceError, match="asks for 3 cuda devices or more, and this worker has 2"):
         of_rank("cuda", 2)
