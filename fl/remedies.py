@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from fl.client.check import Item
+from fl.client.nodes import LAUNCHER
 from fl.client.site_code import site_code_folder
 from fl.config import Client, Federation
 
@@ -154,6 +155,21 @@ def _training(item: Item, client: Client, federation: Federation) -> str:
     match item.check:
         case "site code":
             return f"{loader}, or point {key}.data_configs to another file"
+        case "device" if LAUNCHER in item.message:
+            return (
+                "fl_compute_multi_node_launcher for that site in the inventory, then "
+                f"ansible-playbook playbooks/compute.yml -i INVENTORY --limit {client.client_id}"
+            )
+        case "device" if item.message.startswith("nnodes"):
+            return (
+                f"--set {key}.train_configs.nnodes=NUMBER, or a site whose jobs have as many "
+                "(fl_compute_multi_node, fl_compute_nodes_per_block; docs/deploy.md)"
+            )
+        case "device" if item.message.startswith("nproc_per_node asks"):
+            return (
+                f"--set {key}.train_configs.nproc_per_node=NUMBER, as many as the message says, or "
+                "a queue whose nodes have more (fl_compute_queue)"
+            )
         case "device":
             return (
                 f"--set {key}.train_configs.device=auto, or a queue whose nodes have it "
@@ -165,9 +181,11 @@ def _training(item: Item, client: Client, federation: Federation) -> str:
             return f"{loader}, or what {key}.data_configs says of it"
         case "validation" if "returns no validation set" in item.message:
             return "return one as the loader's second value, or leave out do_validation"
-        case "step" | "validation" if (
-            "out of memory" in item.message or "train_batch_size" in item.message
-        ):
+        case "validation" if "out of memory" in item.message:
+            return f"--set {key}.train_configs.val_batch_size=NUMBER, a smaller one"
+        case "step" if "fl-hpc[privacy]" in item.message:
+            return _privacy(client)
+        case "step" if "out of memory" in item.message or "train_batch_size" in item.message:
             return f"--set {key}.train_configs.train_batch_size=NUMBER, a smaller one"
         case "step" | "validation" if item.message.startswith(LOSS):
             return MEND_LOSS
@@ -180,6 +198,15 @@ def _training(item: Item, client: Client, federation: Federation) -> str:
         "do the loader's samples and classes fit the model's inputs and outputs? "
         f"--set client_configs.model_configs.model_kwargs=..., --set {key}.data_configs"
         ".dataset_kwargs=..."
+    )
+
+
+def _privacy(client: Client) -> str:
+    if client.endpoint_id == "local":
+        return "pip install 'fl-hpc[privacy]', into the environment that this command runs in"
+    return (
+        "fl_environment_extras: [privacy] for that site in the inventory, then ansible-playbook "
+        f"playbooks/environment.yml -i INVENTORY --limit {client.client_id}"
     )
 
 

@@ -35,7 +35,25 @@ def federation(tmp_path):
         ("data", "raised", "playbooks/environment.yml -i INVENTORY --limit site-a"),
         ("step", "shapes", "--set client_configs.model_configs.model_kwargs="),
         ("step", "CUDA out of memory", "--set clients.site-a.train_configs.train_batch_size="),
+        ("validation", "CUDA out of memory", "--set clients.site-a.train_configs.val_batch_size="),
         ("validation", "returns no validation set", "leave out do_validation"),
+        (
+            "device",
+            "nnodes asks for 4 nodes, and this worker's job has 1",
+            "--set clients.site-a.train_configs.nnodes=",
+        ),
+        (
+            "device",
+            "nproc_per_node asks for 4 cuda devices or more, and this worker has 1",
+            "--set clients.site-a.train_configs.nproc_per_node=",
+        ),
+        (
+            "device",
+            "the launcher 'srunn' of FL_NODE_LAUNCHER is not on this node's path",
+            "playbooks/compute.yml -i INVENTORY --limit site-a",
+        ),
+        ("device", "nproc_per_node takes device: cuda, not one of them", "train_configs.device="),
+        ("step", "needs packages: pip install 'fl-hpc[privacy]'", "fl_environment_extras"),
         ("way", "no ProxyStore endpoint of this federation answers", "fl_proxy: unset"),
         (
             "download",
@@ -62,6 +80,11 @@ def federation(tmp_path):
 def test_at_a_site(federation, check, message, command):
     item = Item(check, "failed", message, 0.0)
     assert command in remedy(item, federation.clients[0], federation)
+
+
+def test_what_a_process_here_lacks_is_installed_here(federation):
+    item = Item("step", "failed", "dp_sgd: pip install 'fl-hpc[privacy]'", 0.0)
+    assert remedy(item, federation.clients[1], federation).startswith("pip install")
 
 
 def test_a_process_here_has_no_queue(federation):

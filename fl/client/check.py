@@ -25,6 +25,7 @@ from torch.utils.data import Subset
 import fl
 from fl.client import control, data, devices, frozen, masking, nodes, site_state, trainer
 from fl.client.policy import Policy, site_policy, told
+from fl.client.ranks import Ranks
 from fl.client.request import CheckRequest, RehearseRequest, RequestError
 from fl.client.spending import require_accountant
 from fl.client.warm import seed_all
@@ -279,11 +280,21 @@ def _step(
     model: nn.Module, sets: data.Sets, configs: TrainConfigs, policy: Policy
 ) -> tuple[None, str]:
     require_accountant(configs)
+    configs = _of_rank(configs, data.count(sets[0]))
     training = trainer.train(model, sets[0], configs, seed=0, steps=1)
     # None of fewer samples than the owner wants; more of them than the run has might not fit.
     tells = configs.train_batch_size >= policy.min_samples
     loss = _loss(policy, "train_loss", training.loss) if tells else ""
     return None, f"one step of training{loss}"
+
+
+def _of_rank(configs: TrainConfigs, samples: int) -> TrainConfigs:
+    """With a minibatch of what a run's first rank has of one: a device may not hold the whole."""
+    whole = min(configs.train_batch_size, samples)
+    if configs.train_drop_last and whole < configs.train_batch_size:
+        return configs  # a run refuses it, too
+    part = Ranks(size=configs.nproc_per_node * configs.nnodes).part(list(range(whole)))
+    return configs.model_copy(update={"train_batch_size": len(part)})
 
 
 def _loss(policy: Policy, name: str, value: float) -> str:

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
@@ -135,3 +137,35 @@ def test_a_rehearsals_step_tells_no_loss_of_fewer(site, tmp_path, monkeypatch, b
     step = check(site, train_configs={"train_batch_size": batch})["step"]
     assert step["outcome"] == "ok"
     assert ("loss" in step["message"]) is told
+
+
+@pytest.mark.parametrize(
+    ("configs", "read"),
+    [
+        ({"train_batch_size": 31, "nproc_per_node": 2}, 16),
+        ({"train_batch_size": 64, "nproc_per_node": 3}, 11),  # of 32, which is all there are
+        ({"train_batch_size": 2, "nproc_per_node": 3}, 2),  # all have the whole
+        ({"train_batch_size": 31}, 31),
+    ],
+)
+def test_a_rehearsals_step_takes_what_a_rank_would(site, monkeypatch, configs, read):
+    """The whole minibatch of a run on four devices need not fit one."""
+    (site.code / "model.py").write_text(
+        "from pathlib import Path\nfrom torch import nn\n"
+        "class Counting(nn.Linear):\n"
+        "    def __init__(self):\n        super().__init__(4, 2)\n"
+        "    def forward(self, inputs):\n"
+        "        Path(__file__).with_name('read').write_text(str(len(inputs)))\n"
+        "        return super().forward(inputs)\n"
+    )
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1, 2})
+    settings = {"model": ("Counting", {}), "weights": site.build("Counting")}
+    assert check(site, train_configs=configs, **settings)["step"]["outcome"] == "ok"
+    assert int((site.code / "read").read_text()) == read
+
+
+def test_a_rehearsal_refuses_the_minibatch_that_ranks_would(site, monkeypatch):
+    """There is none: its part would fit the set, the whole does not."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
+    configs = {"train_batch_size": 40, "train_drop_last": True, "nproc_per_node": 2}
+    assert "train_batch_size is too large" in check(site, train_configs=configs)["step"]["message"]
