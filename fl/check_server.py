@@ -18,7 +18,7 @@ from fl.config import Federation
 from fl.errors import FederationError
 from fl.server.aggregators import Aggregator, SecureFedAvg
 from fl.server.sources import digests
-from fl.tensors import encode
+from fl.tensors import encode, pieces, size
 from fl.trackers import open_trackers
 
 
@@ -64,8 +64,8 @@ def check_server(items: Items, federation: Federation, file: Path) -> Sent | Non
         found = Sent(encode({**weights, **extra}), base, threshold)
         if configs.server_validation:
             items.attempt("held-out set", lambda: _held_out(federation, model))
-    folder, size = Path(configs.logging_output_dirname), len(found.encoded) if found else 0
-    items.attempt("run folder", lambda: _run_folder(folder, size))
+    folder, sent = Path(configs.logging_output_dirname), len(found.encoded) if found else 0
+    items.attempt("run folder", lambda: _run_folder(folder, sent))
     return found
 
 
@@ -85,11 +85,9 @@ def _source(federation: Federation) -> tuple[None, str]:
 def _model(federation: Federation) -> tuple[nn.Module, str]:
     model = trainer.build_model(federation.client_configs.model_configs)
     count = sum(parameter.numel() for parameter in model.parameters())
-    whole, sent = encode(model.state_dict()), encode(frozen.travelling(model))
-    told = f"{count:,} parameters, {decimal(len(whole))}"
-    return model, told + (
-        f", of which {decimal(len(sent))} travel" if len(sent) < len(whole) else ""
-    )
+    whole, sent = size(pieces(model.state_dict())), size(pieces(frozen.travelling(model)))
+    travels = f", of which {decimal(sent)} travel" if sent < whole else ""
+    return model, f"{count:,} parameters, {decimal(whole)}{travels}"
 
 
 def _training(federation: Federation, model: nn.Module, file: Path) -> tuple[None, str]:
@@ -116,7 +114,7 @@ def _held_out(federation: Federation, model: nn.Module) -> tuple[None, str]:
     return None, f"{data.describe(dataset)}; loss before training {loss:.4g}"
 
 
-def _run_folder(folder: Path, size: int) -> tuple[None, str]:
+def _run_folder(folder: Path, sent: int) -> tuple[None, str]:
     """A folder that can be written, with room for what a run leaves: four models."""
     try:
         there = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
@@ -127,6 +125,6 @@ def _run_folder(folder: Path, size: int) -> tuple[None, str]:
     if not os.access(there, os.W_OK | os.X_OK):
         raise FederationError(f"{folder}: cannot be written")
     free = shutil.disk_usage(there).free
-    if free < max(4 * size, LEAST_FREE_BYTES):
+    if free < max(4 * sent, LEAST_FREE_BYTES):
         raise FederationError(f"{folder}: has only {decimal(free)} free")
     return None, f"{folder}: {decimal(free)} free"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -79,6 +79,24 @@ def pieces(
     Raises:
         TensorsError: A dtype is none of safetensors'.
     """
+    return list(each_piece(tensors, metadata))
+
+
+def each_piece(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> Iterator[memoryview]:
+    """The same one at a time: what has to be copied, as from a GPU, is copied when it is asked for.
+
+    Args:
+        tensors: As for `pieces`.
+        metadata: As for `pieces`.
+
+    Yields:
+        The header, then each tensor's memory.
+
+    Raises:
+        TensorsError: A dtype is none of safetensors'.
+    """
     # The widest first, so that every tensor begins at a multiple of its own width.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -96,7 +114,9 @@ def pieces(
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % LENGTH_BYTES)
     head = len(text).to_bytes(LENGTH_BYTES, "little") + text
-    return [memoryview(head), *(memory(tensor) for _, tensor in ordered)]
+    yield memoryview(head)
+    for _, tensor in ordered:
+        yield memory(tensor)
 
 
 def encode(tensors: Mapping[str, torch.Tensor]) -> bytes:
@@ -236,8 +256,13 @@ def digest(*data: Data) -> str:
     It is as hard to forge as SHA-256 and four times as fast where the processor knows SHA, which
     counts: a model is hashed by everybody who puts or gets it.
     """
+    return digest_each(data)
+
+
+def digest_each(pieces: Iterable[Data]) -> str:
+    """The same of pieces that need not all be there at once."""
     hashed = blake3()
-    for piece in data:
+    for piece in pieces:
         hashed.update(piece)
     return hashed.hexdigest()
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fl.errors import FederationError
-from fl.tensors import Tensors, digest, pieces
+from fl.tensors import Tensors, digest_each, each_piece
 
 
 class BaseError(FederationError):
@@ -83,7 +83,7 @@ def base_digest(base: Tensors) -> str | None:
     Returns:
         The digest in hex; None if nothing is frozen.
     """
-    return digest(*pieces(base)) if base else None
+    return digest_each(each_piece(base)) if base else None
 
 
 def require_base(own: str | None, servers: str | None) -> None:

@@ -348,6 +348,7 @@ class _Descent:
     def let_go(self) -> None:
         """Let gradients and the optimizer's memory go: what follows may need their room."""
         self._model.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad(set_to_none=True)  # Opacus keeps more beside each parameter
         self._optimizer.state.clear()
 
 

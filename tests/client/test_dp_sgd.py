@@ -84,6 +84,7 @@ def test_a_model_is_afterwards_as_it_was(mean_of_outputs):
     model = nn.Linear(2, 1)
     trainer.train(model, dataset, configs(SILENT, **mean_of_outputs), seed=0)
     assert not model._forward_hooks and not hasattr(model.weight, "grad_sample")
+    assert model.weight.grad is None and model.weight.summed_grad is None
     model(torch.zeros(1, 2)).sum().backward()
 
 

@@ -1,5 +1,8 @@
 """What a model marks frozen stays where it is, and both sides have to have the same."""
 
+import weakref
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -45,6 +48,26 @@ def test_the_digest_tells_bases_apart(change):
     assert base_digest(base) != base_digest(other)
 
 
+def test_a_base_elsewhere_is_copied_and_hashed_piece_by_piece(monkeypatch):
+    """As from a GPU, whose memory may hold more than the host's."""
+    copies, alive = [], []
+
+    class Copy(np.ndarray):
+        pass
+
+    def copied(tensor):
+        values = tensor.clone().numpy().view(np.uint8).view(Copy)
+        copies.append(weakref.ref(values))
+        alive.append(sum(copy() is not None for copy in copies))
+        return memoryview(values)
+
+    base = {name: torch.full((64,), float(ord(name))) for name in "abcdef"}
+    expected = base_digest(base)
+    monkeypatch.setattr("fl.tensors.memory", copied)
+    assert base_digest(base) == expected
+    assert len(alive) == 6 and max(alive) <= 2
+
+
 def test_nothing_frozen_has_no_digest():
     assert base_digest({}) is None
 
@@ -71,8 +94,8 @@ def test_a_warm_worker_hashes_its_base_once_a_training(site, monkeypatch):
     }
     site.result(**wanted)
     hashed = []
-    digest = frozen.digest
-    monkeypatch.setattr(frozen, "digest", lambda *data: (hashed.append(1), digest(*data))[1])
+    digest = frozen.digest_each
+    monkeypatch.setattr(frozen, "digest_each", lambda data: (hashed.append(1), digest(data))[1])
     site.result(**wanted, round=2)
     assert len(hashed) == 1
 
