@@ -103,13 +103,11 @@ class Federation:
 def sandbox_environment(folder: Path) -> dict[str, str]:
     """This process's environment, without Globus's variables, for a sandbox in a folder.
 
-    An environment's code is compiled when it is imported, once: pip would take more than half of
-    its time to compile what no test imports.
+    Nor with the one of Python's by which every process of a site would compile what it imports.
     """
     dropped = ("GLOBUS_", "PYTHONDONTWRITEBYTECODE")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     return kept | {
-        "PIP_COMPILE": "0",
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "FL_SANDBOX_DIR": str(folder),
         "ANSIBLE_NOCOLOR": "1",
