@@ -67,6 +67,17 @@ def lay_out(folder: Path, *files: str) -> None:
         (folder / name).touch()
 
 
+def lay_out_a_daemon(site: Path, name: str) -> None:
+    """What stops it, and says that there is one."""
+    shutil.copy(TOP / "templates/site/daemon.py", site / "bin/daemon")
+    (site / "bin/fl-site").write_text(f'#!/bin/sh\nPATH={site.parent}:$PATH exec "$@"\n')
+    for program in ("daemon", "fl-site"):
+        (site / "bin" / program).chmod(0o700)
+    (site / f"daemons/{name}.json").write_text(
+        json.dumps({"what": name, "mark": f"{site}/{name}", "pid_file": "pid", "restart_for": []})
+    )
+
+
 def files(folder: Path) -> list[str]:
     return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
 
@@ -133,15 +144,7 @@ def test_one_that_was_broken_off_is_finished_by_the_next(play, tmp_path):
     """What stops daemons may be gone then; what says that there are some has to go before it."""
     site = tmp_path / "site"
     lay_out(site, *OURS)
-    shutil.copy(TOP / "templates/site/daemon.py", site / "bin/daemon")
-    (site / "bin/fl-site").write_text('#!/bin/sh\nexec "$@"\n')
-    for program in ("daemon", "fl-site"):
-        (site / "bin" / program).chmod(0o700)
-    (site / "daemons/relay.json").write_text(
-        json.dumps(
-            {"what": "the relay", "mark": f"{site}/relay", "pid_file": "pid", "restart_for": []}
-        )
-    )
+    lay_out_a_daemon(site, "relay")
     broken_off = play(teardown_gone="{{ nothing }}")
     assert broken_off.returncode == 2
     assert (site / "bin").exists()
@@ -159,3 +162,31 @@ def test_a_daemon_that_nothing_can_stop_is_named(play, tmp_path):
     said = " ".join(done.stdout.split())
     assert f"{tmp_path}/site/bin/fl-site cannot be run; playbooks/environment.yml brings it" in said
     assert (tmp_path / "site/daemons/relay.json").exists()
+
+
+SQUEUE = """#!/bin/sh
+echo 'job 7 in partition cpu: RUNNING (None)|{0}/a'
+echo 'job 8 in partition cpu: COMPLETING (None)|{0}/b'
+echo 'job 9 in partition cpu: PENDING (Priority)|{0}/c'
+"""
+LEFT = (
+    "still has job 7 in partition cpu: RUNNING (None); job 9 in partition cpu: PENDING (Priority)."
+    " What does not end by itself, end there: scancel 7 9"
+)
+BUSY = "#!/bin/sh\necho 'slurm_load_jobs error: Socket timed out' >&2\nexit 1\n"
+UNKNOWN = "whether it has left jobs its scheduler does not tell: squeue: slurm_load_jobs error"
+
+
+@pytest.mark.parametrize(("squeue", "said"), [(SQUEUE, LEFT), (BUSY, UNKNOWN)])
+def test_jobs_that_a_slow_scheduler_has_left_are_named(play, tmp_path, squeue, said):
+    site = tmp_path / "site"
+    lay_out(site, "bin/fl-site", "daemons/compute.lock", "site.env")
+    lay_out_a_daemon(site, "compute")
+    shutil.copy(TOP / "templates/compute/jobs.py", site / "bin/jobs")
+    (tmp_path / "squeue").write_text(squeue.format(site))
+    (tmp_path / "squeue").chmod(0o700)
+    existing = {"fl_environment_kind": "existing", "fl_environment_prefix": str(BIN.parent)}
+    done = play(fl_compute_engine="slurm", **existing)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert said in " ".join(done.stdout.split())
+    assert not site.exists()
