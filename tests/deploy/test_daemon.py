@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -217,8 +218,9 @@ def test_it_restarts_when_a_file_it_depends_on_changed(site):
     assert len(site.processes()) == 2
 
 
-def test_one_that_was_started_with_older_settings_is_restarted(site):
-    """A call has the settings of its beginning, and a play may change them while it waits."""
+@contextmanager
+def held_up(site):
+    """A call that has begun, and waits inside for another one to end."""
     lock = site.folder / "daemons/proxystore.lock"
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -226,6 +228,12 @@ def test_one_that_was_started_with_older_settings_is_restarted(site):
         while str(lock) not in [file.path for file in waiting.open_files()]:
             assert waiting.poll() is None
             time.sleep(0.02)
+        yield waiting
+
+
+def test_one_that_was_started_with_older_settings_is_restarted(site):
+    """A call has the settings of its beginning, and a play may change them while it waits."""
+    with held_up(site) as waiting:
         site.config.write_text("two")
     first = json.loads(waiting.communicate(timeout=60)[0])["pid"]
     again = site.call("ensure")
@@ -236,13 +244,7 @@ def test_one_that_was_started_with_older_settings_is_restarted(site):
 def test_a_call_waits_for_as_long_as_another_may_take_to_start_it(site):
     keeper = site.folder / "bin/daemon"
     keeper.write_text(keeper.read_text().replace("LOCK_SECONDS = 180", "LOCK_SECONDS = 0"))
-    lock = site.folder / "daemons/proxystore.lock"
-    with lock.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        waiting = psutil.Popen(site.command("ensure"), stdout=subprocess.PIPE)
-        while str(lock) not in [file.path for file in waiting.open_files()]:
-            assert waiting.poll() is None
-            time.sleep(0.02)
+    with held_up(site) as waiting:
         # Whoever waits no longer than it tries once has given up by then.
         time.sleep(0.5)
     assert json.loads(waiting.communicate(timeout=60)[0])["changed"] is True
