@@ -125,7 +125,8 @@ class TrainConfigs(Section):
     train_drop_last: bool = False
     """Leave out the last, smaller minibatch."""
     num_workers: Annotated[int, Field(ge=0, le=64)] = 0
-    """Processes that load data, 0 for none."""
+    """Processes that read samples, 0 for none. They are forked from the task's: the data set has to
+    give its samples on the CPU, since a forked process cannot use CUDA."""
     device: str = "cpu"
     """A torch device: cpu, cuda, cuda:0, xpu, mps; or auto, the first of cuda, xpu, mps, cpu."""
     nproc_per_node: Annotated[int, Field(ge=1, le=64)] = 1

@@ -160,7 +160,7 @@ DEFENCES = [
         (
             Change(
                 KEEPER,
-                "self._kept(record) if record else self._restarted()",
+                "self._kept(record) if record else self._tried()",
                 '{"changed": False, "pid": 0}',
             ),
         ),
