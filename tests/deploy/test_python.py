@@ -65,7 +65,7 @@ def play(tmp_path):
             },
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=200,
             check=False,
         )
 
