@@ -203,9 +203,7 @@ def require_untied(configs: ServerConfigs, model: nn.Module, file: Path) -> None
     """
     if first := min(frozen.tied(model), default=None):
         raise ConfigError(
-            f"{file}: server_configs.aggregator: {configs.aggregator}: {first} is another name of "
-            "a weight that has one already: noise, which is drawn for each name, would tear them "
-            "apart; give each a weight of its own"
+            f"{file}: server_configs.aggregator: {configs.aggregator}: {first} {frozen.TIED}"
         )
 
 

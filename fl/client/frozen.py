@@ -13,6 +13,12 @@ from torch import nn
 from fl.errors import FederationError
 from fl.tensors import Tensors, digest_each, each_piece
 
+TIED = (
+    "is another name of a weight that has one already: noise, which is drawn for each name, would "
+    "tear them apart; give each a weight of its own"
+)
+"""Why noise refuses a weight of several names."""
+
 
 class BaseError(FederationError):
     """A site's base is not the server's, or training changed it."""

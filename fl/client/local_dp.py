@@ -43,10 +43,7 @@ def require_parameters(model: nn.Module, travelling: Iterable[str]) -> None:
         if parameters[name].is_complex():
             raise PrivacyError(f"local_dp: the complex parameter {name} would be left out")
     if first := min(frozen.tied(model), default=None):
-        raise PrivacyError(
-            f"local_dp: {first} is another name of a weight that has one already: noise, which is "
-            "drawn for each name, would tear them apart; give each a weight of its own"
-        )
+        raise PrivacyError(f"local_dp: {first} {frozen.TIED}")
 
 
 def noised(trained: Tensors, received: Tensors, wanted: LocalDP) -> Tensors:

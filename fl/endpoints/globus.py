@@ -250,7 +250,8 @@ class GlobusEndpoints:
 
 def _travels_along(request: JSONObject) -> bool:
     """Whether a request is small enough to be sent with others: it is JSON inside of JSON."""
-    return len(json.dumps(json.dumps(request))) <= SHARED_BYTES
+    text = json.dumps(request)
+    return len(text) <= SHARED_BYTES and len(json.dumps(text)) <= SHARED_BYTES
 
 
 def _shut_down(executor: Executor) -> None:
