@@ -274,7 +274,7 @@ class Masking:
                 break
             self._take_all(answers, asked, done, read)
             if time.monotonic() >= look_at:
-                self._look(asked)
+                self._look(answers, asked)
                 look_at = time.monotonic() + between
             if enough is not None and len(answers.given) >= enough:
                 until, enough = min(until, time.monotonic() + GRACE_SECONDS), None
@@ -300,11 +300,14 @@ class Masking:
             if task.failure is not None or name in answers.given:
                 del asked[name]
 
-    def _look(self, asked: Mapping[str, _Asked]) -> None:
-        """Look after the sites whose tasks are out."""
-        for task in asked.values():
+    def _look(self, answers: _Answers, asked: dict[str, _Asked]) -> None:
+        """Look after the sites whose tasks are out; who is offline is asked no longer."""
+        for name, task in list(asked.items()):
             if task.again is None:
                 task.look(self._endpoints)
+            if task.failure is not None:
+                answers.failed[name] = task.failure
+                del asked[name]
 
     def _take(
         self,
@@ -375,13 +378,14 @@ class _Asked:
             self.again = time.monotonic() + pause
 
     def look(self, endpoints: Endpoints) -> None:
-        """Give up a site that is offline: two looks in a row must say so."""
+        """Give up a site that is offline: two looks in a row say so, and no answer is there."""
         try:
             down = endpoints.health(self.client)
         except FederationError:
             return  # the service could not be asked: that says nothing of the site
         self.misses = self.misses + 1 if down else 0
-        if down and self.misses >= sites.MISSES:
+        answered = self.future is not None and self.future.done()
+        if down and self.misses >= sites.MISSES and not answered:
             self.failure = FederationError(down)
 
 

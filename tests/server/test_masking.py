@@ -245,6 +245,37 @@ def test_an_offline_site_is_not_waited_for(secure, fit, transport):
     assert failures(events) == {"b": "endpoint is offline"}
 
 
+@pytest.mark.parametrize(("look", "counts"), [(3, True), (4, False)], ids=["in time", "late"])
+def test_a_site_found_offline_has_answered_or_failed_and_never_both(
+    secure, fit, transport, look, counts
+):
+    """Its keys would be shared, and it be in no count. It answers as `b`, or `c`, is looked at."""
+    looks = []
+
+    class Looking(ScriptedEndpoints):
+        def health(self, client):
+            looks.append(client.client_id)
+            if len(looks) == look:
+                self.answer("b")
+            if len(looks) == 4:
+                self.answer("c")
+            return self.down.get(client.client_id)
+
+        def answer(self, name):
+            future, request = self.open.pop(name)
+            future.set_result(site(name)(request, self.transport))
+
+    fit.prepared = Looking(transport, {})
+    fit.prepared.down["b"] = "endpoint is offline"
+    late = {name: site(name, silent=["advertise"]) for name in "bc"}
+    weights, events = secure(late, phase_deadline=60.0)
+    assert looks[:4] == [*"bcbc"]
+    shared = [r["client_id"] for r in fit.endpoints.requests if r["operation"] == "share"]
+    assert ("b" in shared) == counts
+    assert_mean(weights, NAMES if counts else ["a", "c", "d", "e"])
+    assert failures(events) == ({} if counts else {"b": "endpoint is offline"})
+
+
 def test_every_round_has_keys_of_its_own_and_so_has_a_run_that_is_resumed(secure, fit):
     secure(num_global_epochs=2)
     first = {r["session"] for r in fit.endpoints.requests if r["operation"] == "advertise"}
