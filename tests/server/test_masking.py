@@ -77,7 +77,7 @@ def small(request, transport):
 def hurried(tmp_path, monkeypatch):
     monkeypatch.setenv("FL_SITE_STATE", str(tmp_path / "state"))
     monkeypatch.setattr(server_masking, "GRACE_SECONDS", 0.05)
-    monkeypatch.setattr(sites, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(sites, "PAUSE_SECONDS", 0.01)  # well within that
 
 
 @pytest.fixture
