@@ -273,9 +273,8 @@ class Record:
                 self._merit = merit(event.accuracy, event.loss)
                 line = {"at": now, **asdict(event), "loss": _finite(event.loss)}
                 line["aggregator"] = {key: _finite(n) for key, n in event.aggregator.items()}
-                self._append("metrics.jsonl", line)
-                if event.aggregator:  # a budget is spent by what was told, checkpoint or not
-                    os.fsync(self._appended["metrics.jsonl"].fileno())
+                # A budget is spent by what was told, checkpoint or not.
+                self._append("metrics.jsonl", line, synced=bool(event.aggregator))
             case SitesEvaluated():
                 self._append("evaluations.jsonl", {"at": now, **asdict(event)})
             case RoundStarted():
@@ -403,14 +402,19 @@ class Record:
             except OSError as error:
                 raise _unusable(file, error) from error
 
-    def _append(self, name: str, line: dict[str, Any]) -> None:
-        """Write a line, in a file that stays open: a parallel file system opens one for long."""
+    def _append(self, name: str, line: dict[str, Any], *, synced: bool = False) -> None:
+        """Write a line, in a file that stays open: a parallel file system opens one for long.
+
+        One that is `synced` outlives a power cut.
+        """
         text = json.dumps(line, allow_nan=False) + "\n"
         try:
             if name not in self._appended:
                 self._appended[name] = (self.folder / name).open("a")
             self._appended[name].write(text)
             self._appended[name].flush()
+            if synced:
+                os.fsync(self._appended[name].fileno())
         except OSError as error:
             raise _unusable(self.folder / name, error) from error
 

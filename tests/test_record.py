@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import json
 import math
@@ -7,6 +8,7 @@ import threading
 from concurrent.futures import Future
 from datetime import datetime
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -104,6 +106,14 @@ def test_what_an_aggregator_told_of_a_step_is_on_the_disk_with_it(record, monkey
     assert synced == []
     record(RoundEnded(2, 0.5, 0.9, [], [], 0, 0, {}, {"epsilon": 0.1}))
     assert len(synced) == 1
+
+
+def test_a_disk_that_is_full_as_a_step_is_told_of_is_named(record, monkeypatch):
+    """Where files are cached at another machine, it is full at `fsync` and not before."""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr("os.fsync", Mock(side_effect=full))
+    with pytest.raises(FederationError, match=r"metrics\.jsonl: cannot be written \(No space left"):
+        record(RoundEnded(1, 0.5, 0.9, [], [], 0, 0, {}, {"epsilon": 0.1}))
 
 
 def test_runs_that_one_process_begins_in_one_second_have_folders_of_their_own(
