@@ -145,16 +145,18 @@ class Objects:
         self._until = self._clock.now() + END_SECONDS
 
     def evict_all(self, spared: Collection[Ref] = ()) -> None:
-        """Evict all that is left.
+        """Evict all that is left; the server's own first, whose store is there.
 
         Args:
             spared: Updates that stay where they are.
         """
+        own = [*self._models.values(), *self._kept]
+        self._models, self._kept = {}, []
+        self._tell(self._evict(own))
         self._tell(self._evicting.result())
-        in_step = [ref for ref in self._in_step if ref not in spared]
-        left = [*self._used, *in_step, *self._models.values(), *self._kept]
-        self._used, self._in_step, self._models, self._kept = [], [], {}, []
-        self._tell(self._evict(left))
+        updates = [*self._used, *(ref for ref in self._in_step if ref not in spared)]
+        self._used, self._in_step = [], []
+        self._tell(self._evict(updates))
 
     def discard(self, result: JSONObject) -> None:
         """Evict the update of an answer that is of no use."""

@@ -1,6 +1,8 @@
 """What is evicted, what is kept of it meanwhile, and what a store that is gone costs."""
 
 from concurrent.futures import Future
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -66,6 +68,30 @@ def test_a_run_that_ends_does_not_wait_for_each_object_of_a_store_that_is_gone(
     objects.evict_all()
     assert clock.time < END_SECONDS + TRY_SECONDS
     assert told[-1] == "a model was not evicted: 99 more are left: 60 s are over"
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["left", "being evicted"])
+def test_updates_in_a_store_that_is_gone_keep_no_model_in_the_servers_own(
+    objects, transport, clock, beside
+):
+    clock.call = lambda do: SimpleNamespace(result=do)  # it comes to it as it is waited for
+    evict = transport.evict
+
+    def gone(ref):
+        if not transport.exists(ref):
+            clock.time += TRY_SECONDS
+        evict(ref)
+
+    transport.evict = gone
+    objects.put_model(3, [b"model"])
+    for ref in updates(4):
+        objects.done_with(replace(ref, key={"object": f"update {ref.key['object']}"}))
+    objects.saved()
+    if beside:
+        objects.evict_used()
+    objects.ends()
+    objects.evict_all()
+    assert clock.time > END_SECONDS and transport.objects == {}
 
 
 def test_while_a_run_goes_on_every_object_is_tried(objects, transport, clock):
