@@ -26,6 +26,7 @@ from fl.transport.base import (
 
 NAME = re.compile(r"[0-9a-f]{32}")
 BLOCK_BYTES = 1 << 20
+GROUP_READS = stat.S_IRGRP | stat.S_IXGRP
 PARTIAL = ".part"
 PARTIAL_SECONDS = 24 * 3600.0
 """After which a file that is not whole is of a process that was killed."""
@@ -119,10 +120,16 @@ class FileTransport:
 
 
 def _of_group(path: str, flags: int) -> int:
-    """Opens what the folder's group may read, and no other user, whatever the folder lets them."""
-    descriptor = os.open(path, flags, 0o640)
-    with suppress(OSError):  # one that the user is not in
-        os.fchown(descriptor, -1, Path(path).parent.stat().st_gid)
+    """Opens what the folder's group may read, where it reads the folder, and no other user.
+
+    Whose folder it is has chosen that; what a user's new files are to be otherwise says nothing.
+    """
+    descriptor = os.open(path, flags, 0o600)
+    with suppress(OSError):  # of a group that the user is not in
+        folder = Path(path).parent.stat()
+        os.fchown(descriptor, -1, folder.st_gid)
+        if folder.st_mode & GROUP_READS == GROUP_READS:
+            os.fchmod(descriptor, 0o640)
     return descriptor
 
 

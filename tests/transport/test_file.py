@@ -1,5 +1,6 @@
 import errno
 import os
+import stat
 import threading
 import time
 from pathlib import Path
@@ -79,9 +80,37 @@ def test_a_folders_group_reads_what_is_in_it(tmp_path):
     assert path.stat().st_gid == group
 
 
-def test_a_group_that_one_is_not_in_keeps_no_model_from_being_written(transport, monkeypatch):
+@pytest.fixture(params=[0o022, 0o077], ids=["umask 022", "umask 077"])
+def umask(request):
+    """What whoever writes takes from others in new files."""
+    before = os.umask(request.param)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("umask")
+@pytest.mark.parametrize(
+    ("folder", "file"), [(0o2750, 0o640), (0o770, 0o640), (0o710, 0o600), (0o700, 0o600)]
+)
+def test_a_group_reads_what_is_in_a_folder_that_it_reads(tmp_path, folder, file):
+    """Many a user's umask is 077, who yet shares a folder: its mode says so."""
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(folder)
+    FileTransport(tmp_path / "shared").put(b"model")
+    (path,) = (tmp_path / "shared").iterdir()
+    assert stat.S_IMODE(path.stat().st_mode) == file
+
+
+@pytest.mark.usefixtures("umask")
+def test_a_group_that_one_is_not_in_keeps_no_model_from_being_written(tmp_path, monkeypatch):
+    """And none of the user's other groups reads it in that one's place."""
     monkeypatch.setattr(os, "fchown", Mock(side_effect=PermissionError(errno.EPERM, "no")))
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o770)
+    transport = FileTransport(tmp_path / "shared")
     assert transport.get(transport.put(b"model")) == b"model"
+    (path,) = (tmp_path / "shared").iterdir()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("change", [b"modex", b"mode", b"models"])
