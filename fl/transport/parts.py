@@ -97,17 +97,7 @@ class _Connection(_Sending, HTTPConnection):
 
 
 class _TLSConnection(_Sending, HTTPSConnection):
-    """A deadline ends its TCP connection, and leaves the TLS session to whoever reads meanwhile.
-
-    The shutdown of a TLS socket drops that first: what comes next would be read enciphered.
-    """
-
-    def connect(self) -> None:
-        """See urllib3, which ends what is read by the socket's `shutdown`."""
-        super().connect()
-        if isinstance(self.sock, ssl.SSLSocket):
-            end = partial(socket.socket.shutdown, self.sock)
-            self.sock.shutdown = end  # type: ignore[method-assign]
+    pass
 
 
 class _Pool(HTTPConnectionPool):
@@ -466,9 +456,20 @@ def _no_longer_than(response: requests.Response, until: float) -> Iterator[None]
         with suppress(RuntimeError, ValueError, OSError):  # it has all come
             response.raw.shutdown()
 
+    _keep_tls(response.raw)
     timer = Timer(max(until - time.monotonic(), 0.0), end)
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
+
+
+def _keep_tls(answer: Any) -> None:
+    """Have urllib3's answer end its TCP connection alone, and leave TLS to who reads meanwhile.
+
+    The shutdown of a TLS socket drops that first: what comes next would be read enciphered.
+    """
+    sock = getattr(answer._sock_shutdown, "__self__", None)  # a SOCKS proxy's connection, too
+    if isinstance(sock, ssl.SSLSocket):
+        answer._sock_shutdown = partial(socket.socket.shutdown, sock)
