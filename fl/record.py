@@ -213,7 +213,8 @@ class Record:
         kept = [line for line in ended if line["round"] <= snapshot.version]
         for number in (line["round"] for line in ended if line["round"] > snapshot.version):
             message = f"round {number}'s step was told of, but not saved: it is taken again"
-            self._log(LogLine(time.time(), "lost", number, message=message))
+            lost = LogLine(time.time(), "lost", number, message=message)
+            self._append("log.jsonl", asdict(lost), synced=True)  # before its own line goes
         self._replace("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
         evaluated = self._lines("evaluations.jsonl", "during")
         if evaluated:

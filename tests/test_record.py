@@ -108,6 +108,26 @@ def test_what_an_aggregator_told_of_a_step_is_on_the_disk_with_it(record, monkey
     assert len(synced) == 1
 
 
+def test_a_step_that_is_taken_back_is_on_the_disk_as_lost_before_its_line_goes(
+    record, tmp_path, monkeypatch
+):
+    """A power cut between would leave nothing of what it cost."""
+    record.keep(snapshot())  # of a first step
+    for number in (1, 2):
+        record(RoundEnded(number, 0.5, 0.9, [], [], 0, 0, {}, {"epsilon": 0.1}))
+    on_disk = []
+
+    def sync(descriptor):
+        assert os.path.samestat(os.fstat(descriptor), (tmp_path / "log.jsonl").stat())
+        events = [json.loads(line)["event"] for line in (tmp_path / "log.jsonl").open()]
+        on_disk.append((events, len((tmp_path / "metrics.jsonl").read_text().splitlines())))
+
+    monkeypatch.setattr("os.fsync", sync)
+    assert record.snapshot().lost == 1
+    assert on_disk == [(["lost"], 2)]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
 def test_a_disk_that_is_full_as_a_step_is_told_of_is_named(record, monkeypatch):
     """Where files are cached at another machine, it is full at `fsync` and not before."""
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
