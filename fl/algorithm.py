@@ -136,18 +136,18 @@ def _tell_of_descents(federation: Federation, aggregator: FedNova, file: Path) -
         configs = federation.train_configs(client)
         if configs.optim != "SGD":
             continue
-        rate = configs.optim_args.get("lr", SGD_RATE)
+        own, its = client.client_id, {"lr": SGD_RATE, "momentum": 0.0, **configs.optim_args}
         try:
             for name in ("nesterov", "dampening"):
-                if configs.optim_args.get(name):
-                    own = client.client_id
+                if its.get(name):
                     raise ValueError(f"{own} trains with {name}, which it cannot count")
+            for name in ("lr", "momentum"):  # `fl check` comes here with what SGD has refused
+                if not isinstance(its[name], int | float):
+                    raise ValueError(f"{own}: optim_args.{name} is no number: {its[name]!r}")
             aggregator.descends(
-                client.client_id,
-                momentum=configs.optim_args.get("momentum", 0.0),
-                proximal=rate * (configs.mu or 0.0),
+                own, momentum=its["momentum"], proximal=its["lr"] * (configs.mu or 0.0)
             )
-        except (TypeError, ValueError) as error:  # `fl check` has not asked before what a rate is
+        except ValueError as error:
             raise ConfigError(
                 f"{file}: server_configs.aggregator: FedNovaAggregator: {error}"
             ) from error

@@ -6,7 +6,8 @@ import weakref
 import pytest
 import torch
 
-from fl.algorithm import Algorithm
+from fl.algorithm import Algorithm, open_steps
+from fl.client import trainer
 from fl.config import ConfigError
 from fl.config_files import Files
 from fl.errors import FederationError
@@ -256,10 +257,10 @@ def test_noise_that_would_tear_tied_weights_apart_is_refused(refused):
 
 
 @pytest.fixture
-def nova(tmp_path, monkeypatch):
-    """FedNova's algorithm: both sites' training settings, those of the second, its own."""
+def nova_files(tmp_path, monkeypatch):
+    """FedNova's files: both sites' training settings, those of the second, its own."""
 
-    def _nova(shared, second, **kwargs):
+    def _nova_files(shared, second, **kwargs):
         def change(server, clients):
             server["server_configs"] |= {"aggregator": "FedNovaAggregator"}
             server["server_configs"]["aggregator_kwargs"] = kwargs
@@ -268,7 +269,17 @@ def nova(tmp_path, monkeypatch):
 
         experiment.write(tmp_path, change)
         monkeypatch.setenv("FL_SITE_CODE", str(tmp_path))
-        files = Files(tmp_path / "server.yaml", tmp_path / "clients.yaml")
+        return Files(tmp_path / "server.yaml", tmp_path / "clients.yaml")
+
+    return _nova_files
+
+
+@pytest.fixture
+def nova(nova_files):
+    """The algorithm that is built of these."""
+
+    def _nova(*settings, **kwargs):
+        files = nova_files(*settings, **kwargs)
         return Algorithm(files.load(), files.server)
 
     return _nova
@@ -301,6 +312,17 @@ def test_fednova_takes_each_clients_momentum_and_pull_from_its_settings(nova):
 def test_fednova_refuses_what_clients_do_not_do(nova, shared, second, kwargs, expected):
     with pytest.raises(ConfigError, match=re.escape(expected)):
         nova(shared, second, **kwargs)
+
+
+@pytest.mark.parametrize("key", ["lr", "momentum"])
+def test_fednova_names_whose_setting_is_no_number(nova_files, key):
+    """`fl check` asks it, too, where the optimizer has refused that."""
+    files = nova_files({"optim_args": {"lr": 0.1, "momentum": 0.9}}, {"optim_args": {key: "0.1"}})
+    federation = files.load()
+    model = trainer.build_model(federation.client_configs.model_configs)
+    expected = f"FedNovaAggregator: site-b: optim_args.{key} is no number: '0.1'"
+    with pytest.raises(ConfigError, match=expected):
+        open_steps(federation, model, files.server)
 
 
 def test_fednova_counts_the_steps_of_other_optimizers_unless_told_otherwise(nova):
