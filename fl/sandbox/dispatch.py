@@ -262,7 +262,11 @@ class Dispatch:
             task_id: partial(self._send_task, endpoint, task_id, function, arguments, headers)
             for task_id, (function, arguments) in zip(ids, calls, strict=True)
         }
-        await _send(sends)
+        try:
+            await _send(sends)
+        except Exception:  # whoever sent them has no ids, and nobody would send the rest
+            self._store.drop_tasks(ids)
+            raise
         if len(sends) == len(ids):
             self._store.drop_tasks(ids)
             raise BrokerUnavailableError("the broker took no task")

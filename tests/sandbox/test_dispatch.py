@@ -391,6 +391,28 @@ def test_a_batch_of_which_nothing_was_sent_is_refused(site: Site, refused: list[
     assert refused and not site.running.later(site.running.service.store.waiting_endpoints)
 
 
+@pytest.mark.parametrize("broker_kind", ["built-in"])
+def test_a_batch_that_meets_an_error_leaves_no_task_that_waits(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever sent it has no ids, and nobody would send the rest."""
+    publish, sent = Link.publish, list[str]()
+
+    async def fail_once(link: Link, queue: str, *what: Any) -> None:
+        if queue.endswith(".tasks"):
+            sent.append(queue)
+            if len(sent) == 1:
+                raise RuntimeError("another")
+        await publish(link, queue, *what)
+
+    monkeypatch.setattr(Link, "publish", fail_once)
+    v3 = site.running.v3()
+    with v3.retry_config.tune(max_retries=0), pytest.raises(Exception, match="500"):
+        v3.submit(site.id, {"tasks": {site.function: ["one", "two"]}})
+    assert len(sent) == 2
+    assert not site.running.later(site.running.service.store.waiting_endpoints)
+
+
 @pytest.mark.parametrize("error", [BrokerUnavailableError("no answer"), RuntimeError("another")])
 def test_a_connection_that_cannot_be_used_is_closed_and_another_made(
     site: Site, monkeypatch: pytest.MonkeyPatch, error: Exception
