@@ -7,7 +7,6 @@ steps) and an `Aggregator` (what a step is). A round is what happens between two
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -32,17 +31,14 @@ from fl.server.round import Round
 from fl.server.schedulers import Answer, Assignment, Scheduler, View
 from fl.server.sites import Arrival, Sites, State, Task
 from fl.server.updates import Updates
+from fl.server.waiting import Waiting
 from fl.tensors import Data, Tensors, pieces
 from fl.transport import GoneError, Ref, Store, Transport, TransportError, UnreachableError
 
 Evaluator = Callable[[Tensors], Evaluation]
 
-FETCHES = 4
-"""Times that an update is asked for before its site is asked to train again."""
 REJECTIONS = 3
 """Answers in a row that are not believed before their site gets no more tasks."""
-FETCH_PAUSE_SECONDS = 2.0
-"""Before an update is asked for again; four times as long each time."""
 
 
 class RoundError(FederationError):
@@ -114,8 +110,7 @@ class Server:
         self._memory = {name: SiteMemory() for name in self._names}
         self._saved: dict[str, int | None] = {}
         self._objects = Objects(parts.transport, parts.clock, parts.listen, self._patience)
-        self._waiting: list[Answer] = []
-        self._retries: dict[tuple[str, int], _Retry] = {}
+        self._waiting = Waiting()
         self._updates = Updates(
             federation,
             run_id,
@@ -183,10 +178,8 @@ class Server:
                 self._assign(this, assignments)
                 view = self._view(this)
             with this.phase("wait"):
-                wake = self._scheduler.wake(view)
-                now = self._clock.now()  # an answer that was asked for again waits for a step
-                retries = [retry.when for retry in self._retries.values() if retry.when > now]
-                arrivals = self._sites.wait(min([wake, *retries]))
+                retry = self._waiting.next_retry(self._clock.now())
+                arrivals = self._sites.wait(min(self._scheduler.wake(view), retry))
             for arrival in arrivals:
                 self._receive(this, arrival)
 
@@ -299,7 +292,7 @@ class Server:
         else:
             if not task.recovered:
                 self._scheduler.observe(answer)
-            self._waiting.append(answer)
+            self._waiting.add(answer)
 
     def _fold(self, this: Round, answer: Answer) -> bool:
         """Fetch an update, check it and fold it in; false if that cannot be done, or not yet."""
@@ -358,10 +351,8 @@ class Server:
 
     def _ask_again(self, this: Round, answer: Answer, error: TransportError) -> None:
         """An update did not come: ask for it later, or in the end have its site train again."""
-        retry = self._retries.setdefault(_key(answer), _Retry())
-        retry.failed += 1
-        retry.when = self._clock.now() + FETCH_PAUSE_SECONDS * 4.0 ** (retry.failed - 1)
-        if isinstance(error, GoneError) or retry.failed >= FETCHES:
+        worthwhile = self._waiting.postpone(answer, self._clock.now())
+        if isinstance(error, GoneError) or not worthwhile:
             self._done_with(answer)
             if arrival := self._sites.lose(answer.client_id, answer.turn, error):
                 self._receive(this, arrival)
@@ -369,7 +360,6 @@ class Server:
     def _done_with(self, answer: Answer) -> None:
         """An answer is used, or of no use: its update is evicted after the next step."""
         self._waiting.remove(answer)
-        self._retries.pop(_key(answer), None)
         self._objects.done_with(answer.update)
 
     def _contribution(self, this: Round, answer: Answer) -> Contribution:
@@ -396,6 +386,7 @@ class Server:
         for found in of_answers(this.folded, this.number):
             self._listen(found)
         self._listen(this.ended(evaluation, self._aggregator.report()))
+        self._note_turns()
         snapshot = self._snapshot(this.number, weights)
         following = Round(snapshot, self._clock, self._reload)
         self._keep(snapshot, following)
@@ -450,9 +441,8 @@ class Server:
     def _view(self, this: Round) -> View:
         """What the scheduler decides by."""
         now = self._clock.now()
-        resting = [a for a in self._waiting if now < self._retries.get(_key(a), _Retry()).when]
-        waited_for = {answer.client_id for answer in resting}
-        idle, busy, entering, pending = [], {}, [], [*waited_for]
+        postponed = self._waiting.postponed(now)
+        idle, busy, entering, pending = [], {}, [], [*postponed]
         entered, offline, failed = {}, {}, {}
         for name, site in self._sites:  # once, for all: this is done for every arrival
             if site.waited is not None:
@@ -462,7 +452,7 @@ class Server:
             elif site.task is not None:
                 busy[name] = site.version
             elif site.idle:
-                if name not in waited_for:
+                if name not in postponed:
                     idle.append(name)
             elif site.pending:
                 pending.append(name)
@@ -481,18 +471,20 @@ class Server:
             entering=entering,
             pending=pending,
             offline=offline,
-            waiting=[answer for answer in self._waiting if answer not in resting],
+            waiting=self._waiting.ready(now),
             folded=this.folded,
             failed=failed,
         )
 
-    def _snapshot(self, version: int, weights: Tensors) -> Snapshot:
-        waiting = {(answer.client_id, answer.turn) for answer in self._waiting}
+    def _note_turns(self) -> None:
+        """Where every site is: a later process goes on from there."""
         for name, site in self._sites:
             memory = self._memory[name]
             memory.turn, memory.version = site.turn, site.version
             # Who goes on from here has not what waits: it is asked for again.
-            memory.answered = site.answered and (name, site.turn) not in waiting
+            memory.answered = site.answered and not self._waiting.holds(name, site.turn)
+
+    def _snapshot(self, version: int, weights: Tensors) -> Snapshot:
         return Snapshot(
             version=version,
             weights=weights,
@@ -520,8 +512,8 @@ class Server:
         if snapshot.scheduler:
             self._scheduler.restore(snapshot.scheduler)
         for name, memory in snapshot.sites.items():
-            self._memory[name], site = memory, self._sites[name]
-            site.turn, site.version, site.answered = memory.turn, memory.version, memory.answered
+            self._memory[name] = memory
+            self._sites.restore(name, memory)
             if memory.rejected >= REJECTIONS:
                 self._suspend(name, f"{memory.rejected} answers in a row were refused")
         self._note_saved()
@@ -556,15 +548,3 @@ class Server:
         if self._masking is not None or not isinstance(self._transport, Store):
             return False
         return self._endpoints.session(self._sites[name].client) is not None
-
-
-@dataclass
-class _Retry:
-    """How often an update was asked for in vain, and when it is asked for again."""
-
-    failed: int = 0
-    when: float = -math.inf
-
-
-def _key(answer: Answer) -> tuple[str, int]:
-    return answer.client_id, answer.turn

@@ -34,6 +34,7 @@ from fl.client.budget import BlockEnded
 from fl.config import Client
 from fl.endpoints.base import Endpoints, EngineError, JSONObject, SiteError, answer_of, legible
 from fl.errors import FederationError
+from fl.server.checkpoint import SiteMemory
 from fl.server.clock import Clock
 from fl.server.events import Listener, SiteChanged, Warned
 from fl.server.requests import enter_request, progress_request
@@ -222,6 +223,16 @@ class Sites:
 
     def __getitem__(self, client_id: str) -> Site:
         return self._sites[client_id]
+
+    def restore(self, client_id: str, memory: SiteMemory) -> None:
+        """Go on from where an earlier process left a site.
+
+        Args:
+            client_id: The site.
+            memory: What is kept of it.
+        """
+        site = self._sites[client_id]
+        site.turn, site.version, site.answered = memory.turn, memory.version, memory.answered
 
     def turn(self, client_id: str, version: int) -> int:
         """Which training a site does next: a lost one again, if the model is still the same.

@@ -279,7 +279,7 @@ def test_a_site_that_is_late_joins_a_later_round_and_holds_none_up(fit, transpor
 
 
 def test_an_update_that_cannot_be_fetched_is_asked_for_again(fit, transport, monkeypatch):
-    monkeypatch.setattr("fl.server.federation.FETCH_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("fl.server.waiting.FETCH_PAUSE_SECONDS", 0.05)
     get, tries = transport.get, []
 
     def interrupted(ref, seconds=math.inf):
