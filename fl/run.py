@@ -261,14 +261,15 @@ def _at_sites(
         found = at_sites(
             federation,
             believed,
-            ways.endpoints,
-            ways.transport,
-            end.weights,
-            end.version,
-            run_id,
-            parts.base,
-            parts.sealing,
-            lambda message: listen(Warned(message)),
+            endpoints=ways.endpoints,
+            transport=ways.transport,
+            clock=ways.clock,
+            weights=end.weights,
+            version=end.version,
+            run_id=run_id,
+            base=parts.base,
+            sealing=parts.sealing,
+            warn=lambda message: listen(Warned(message)),
         )
     except (TransportError, KeyboardInterrupt) as error:
         reason = str(error) or "stopped by Ctrl-C"

@@ -141,7 +141,7 @@ def test_what_fails_after_the_last_round_costs_no_model(evaluate, monkeypatch):
 def test_a_model_that_cannot_be_sent_to_be_evaluated_is_there_all_the_same(
     evaluate, monkeypatch, error
 ):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(run, "at_sites", fail)
@@ -161,7 +161,7 @@ def test_who_is_suspended_has_no_say_in_what_the_model_is_worth(evaluate, monkey
 
 
 def test_the_model_is_kept_before_sites_are_asked(evaluate, monkeypatch, tmp_path):
-    monkeypatch.setattr(run, "at_sites", lambda *_: pytest.fail("ends here"))
+    monkeypatch.setattr(run, "at_sites", lambda *_, **__: pytest.fail("ends here"))
     with pytest.raises(pytest.fail.Exception):
         evaluate(9, 1, InProcess())
     assert list(tmp_path.rglob("model.safetensors"))

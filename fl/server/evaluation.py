@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -16,11 +17,12 @@ from fl.endpoints.base import Endpoints, JSONObject, answer_of
 from fl.errors import FederationError
 from fl.sealing import ServerKeys
 from fl.server.answers import is_number
+from fl.server.clock import Clock
 from fl.server.events import SiteEvaluation, SitesEvaluated
 from fl.server.requests import evaluate_request
 from fl.server.schedulers import Answer
 from fl.tensors import Data, Tensors, pieces
-from fl.transport import Ref, Transport
+from fl.transport import Transport
 
 
 def is_due(federation: Federation, version: int) -> bool:
@@ -75,8 +77,10 @@ def mean(version: int, during: int, sites: Mapping[str, SiteEvaluation]) -> Site
 def at_sites(
     federation: Federation,
     clients: Sequence[Client],
+    *,
     endpoints: Endpoints,
     transport: Transport,
+    clock: Clock,
     weights: Tensors,
     version: int,
     run_id: str,
@@ -91,6 +95,7 @@ def at_sites(
         clients: Its sites that are asked.
         endpoints: Where sites are.
         transport: The server's way for models.
+        clock: What asks who is online, all at once.
         weights: What travels of the model.
         version: Steps that made it.
         run_id: The run's name.
@@ -109,8 +114,22 @@ def at_sites(
         encoded = sealing.seal_model(encoded)
     model = transport.put(*encoded)
     keys = sealing.for_sites() if sealing is not None else None
+
+    def request(client: Client, job: str) -> JSONObject:
+        return evaluate_request(
+            federation,
+            client,
+            model,
+            job=job,
+            run_id=run_id,
+            base=base,
+            upload=transport.grant(None),  # it puts nothing
+            sealing=keys,
+        )
+
     try:
-        found = _ask(federation, clients, endpoints, transport, model, run_id, base, keys, warn)
+        sent = _send(clients, endpoints, clock, request, warn)
+        found = _gather(sent, endpoints, federation.server_configs.round_deadline, warn)
     finally:
         try:
             transport.evict(model)
@@ -119,41 +138,37 @@ def at_sites(
     return mean(version, version + 1, found) if found else None
 
 
-def _ask(
-    federation: Federation,
+def _send(
     clients: Sequence[Client],
     endpoints: Endpoints,
-    transport: Transport,
-    model: Ref,
-    run_id: str,
-    base: str | None,
-    keys: dict[str, str] | None,
+    clock: Clock,
+    request: Callable[[Client, str], JSONObject],
     warn: Callable[[str], Any],
-) -> dict[str, SiteEvaluation]:
-    tasks: dict[str, tuple[Future[JSONObject], str]] = {}
-    for client in clients:
+) -> dict[str, tuple[Future[JSONObject], str]]:
+    """Send every site that is online its task; gives the answer to come, and the task's name."""
+    asked = [clock.call(partial(endpoints.health, client)) for client in clients]
+    sent = {}
+    for client, health in zip(clients, asked, strict=True):
         job = f"evaluate.{client.client_id}.{uuid4().hex[:12]}"
         try:
-            if (down := endpoints.health(client)) is not None:
+            if (down := health.result()) is not None:
                 raise FederationError(down)
-            grant = transport.grant(None)  # it puts nothing
-            request = evaluate_request(
-                federation,
-                client,
-                model,
-                job=job,
-                run_id=run_id,
-                base=base,
-                upload=grant,
-                sealing=keys,
-            )
-            tasks[client.client_id] = endpoints.submit(client, request), job
+            sent[client.client_id] = endpoints.submit(client, request(client, job)), job
         except FederationError as error:
             warn(f"{client.client_id} does not evaluate the model: {error}")
-    patience = federation.server_configs.round_deadline
-    done, _ = wait([future for future, _ in tasks.values()], timeout=patience)
+    return sent
+
+
+def _gather(
+    sent: Mapping[str, tuple[Future[JSONObject], str]],
+    endpoints: Endpoints,
+    patience: float,
+    warn: Callable[[str], Any],
+) -> dict[str, SiteEvaluation]:
+    """What sites answer in time."""
+    done, _ = wait([future for future, _ in sent.values()], timeout=patience)
     found = {}
-    for name, (future, job) in tasks.items():
+    for name, (future, job) in sent.items():
         try:
             if future not in done:
                 raise FederationError(f"no answer within {patience:g} s")
