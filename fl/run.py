@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -32,7 +33,7 @@ from fl.server.clock import Clock, RealClock
 from fl.server.evaluation import at_sites
 from fl.server.events import Event, Listener, RoundEnded, SitesEvaluated, Warned
 from fl.server.federation import REJECTIONS, Parts, Server
-from fl.server.sites import Task, require_clients
+from fl.server.sites import Task
 from fl.server.stopping import stalled
 from fl.tensors import Tensors
 from fl.trackers import Trackers
@@ -166,9 +167,17 @@ def _ways(federation: Federation) -> Iterator[_Ways]:
 
 
 def _require_clients(federation: Federation, ways: _Ways) -> None:
+    """Ask every client's site at once whether it takes tasks, before anything is sent."""
+    health, call = ways.endpoints.health, ways.clock.call
+    asked = {client.client_id: call(partial(health, client)) for client in federation.clients}
+    down = {name: reason for name, answer in asked.items() if (reason := answer.result())}
     configs = federation.server_configs
     needed = configs.min_clients or configs.num_clients
-    require_clients(federation.clients, ways.endpoints, ways.clock, needed)
+    if len(asked) - len(down) < needed:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in down.items())
+        raise FederationError(
+            f"{len(down)} of {len(asked)} sites are down ({needed} needed): {reasons}"
+        )
 
 
 def _fit(

@@ -13,10 +13,15 @@ import boto3
 import pytest
 import yaml
 from moto.server import ThreadedMotoServer
+from rich.console import Console
 
-from fl.errors import INTERRUPTED
+from fl import run
+from fl.config_files import Files
+from fl.errors import INTERRUPTED, FederationError
 from fl.tensors import decode
 from fl.transport.inline import LIMIT_BYTES
+from tests import experiment
+from tests.in_process import InProcess
 from tests.transport import nginx
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -138,6 +143,25 @@ def test_a_mistake_is_one_line_and_an_exit_code(files, change, code, expected):
     assert len(errors) == 1, done.stderr
     assert errors[0].startswith("error: ")
     assert expected in errors[0]
+
+
+def test_sites_that_are_down_are_named_before_anything_is_sent(tmp_path, monkeypatch):
+    monkeypatch.setenv("FL_SITE_CODE", str(tmp_path))
+    monkeypatch.setenv("FL_SITE_STATE", str(tmp_path / "state"))
+    experiment.write(tmp_path)
+    endpoints = InProcess(offline=["site-b"])
+    monkeypatch.setattr(run, "open_endpoints", lambda _federation: endpoints)
+
+    def start(*overrides):
+        files = Files(tmp_path / "server.yaml", tmp_path / "clients.yaml", overrides)
+        return run.run(files, Console(quiet=True))
+
+    down = r"^1 of 2 sites are down \(2 needed\): site-b: endpoint is offline$"
+    with pytest.raises(FederationError, match=down):
+        start()
+    assert endpoints.asked == []
+    assert not list(tmp_path.rglob("checkpoint.safetensors"))
+    assert start("server_configs.min_clients=1").model.exists()
 
 
 @pytest.fixture

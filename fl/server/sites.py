@@ -24,11 +24,10 @@ has waited with it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 
 from fl.client.budget import BlockEnded
 from fl.config import Client
@@ -546,26 +545,3 @@ def patience_after(error: FederationError, losses: int) -> tuple[int, float]:
     if kind in SLOW:
         return WAY_ATTEMPTS, WAY_PAUSE_SECONDS * 2.0 ** (losses - 1)
     return ATTEMPTS, PAUSE_SECONDS * losses
-
-
-def require_clients(
-    clients: Sequence[Client], endpoints: Endpoints, clock: Clock, needed: int
-) -> None:
-    """Ask every client's site whether it takes tasks, before anything is sent.
-
-    Args:
-        clients: The sites.
-        endpoints: Where they are.
-        clock: What asks them, all at once.
-        needed: How many must be there.
-
-    Raises:
-        FederationError: Fewer are; the message names those that are not.
-    """
-    asked = {client.client_id: clock.call(partial(endpoints.health, client)) for client in clients}
-    down = {name: reason for name, answer in asked.items() if (reason := answer.result())}
-    if len(asked) - len(down) < needed:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in down.items())
-        raise FederationError(
-            f"{len(down)} of {len(asked)} sites are down ({needed} needed): {reasons}"
-        )

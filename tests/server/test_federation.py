@@ -12,7 +12,7 @@ from fl.client.trainer import Evaluation
 from fl.compression import compress
 from fl.config import CompressorConfigs
 from fl.errors import FederationError
-from fl.server import checkpoint, sites
+from fl.server import checkpoint
 from fl.server import round as rounds
 from fl.server.aggregators.base import HoldError
 from fl.server.checkpoint import CheckpointError, Snapshot
@@ -220,16 +220,6 @@ def test_numbers_that_are_not_finite_are_left_out(fit):
     _, events = fit({"a": train(1.0, metrics=metrics)})
     (update,) = of(UpdateReceived, events)
     assert update.metrics == {"val_loss": 0.5}
-
-
-def test_sites_that_are_down_are_named_before_anything_is_sent(federation, transport):
-    endpoints = ScriptedEndpoints(transport, {})
-    endpoints.down = {"b": "endpoint is offline"}
-    clients, clock = federation(["a", "b"]).clients, RealClock()
-    with pytest.raises(FederationError, match=r"1 of 2 sites are down.*b: endpoint is offline"):
-        sites.require_clients(clients, endpoints, clock, 2)
-    sites.require_clients(clients, endpoints, clock, 1)
-    clock.close()
 
 
 def test_a_dead_site_does_not_hold_up_a_round_that_has_its_quorum(fit, transport):
