@@ -697,7 +697,7 @@ DEFENCES = [
         "a batch job that ends, and takes tasks until then",
         (
             Change(
-                "fl/server/sites.py",
+                "fl/server/patience.py",
                 "SLOW = (UnreachableError.__name__, BlockEnded.__name__)",
                 "SLOW = (UnreachableError.__name__,)",
             ),

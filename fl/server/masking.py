@@ -36,7 +36,7 @@ from fl.secure_sum.keys import (
     public,
 )
 from fl.secure_sum.shamir import PRIME, combine
-from fl.server import sites
+from fl.server import patience, sites
 from fl.server.aggregators.secure import SecureFedAvg
 
 GRACE_SECONDS = 10.0
@@ -370,8 +370,8 @@ class _Asked:
     def _lose(self, error: FederationError) -> None:
         """Have it sent again after a pause: an engine that has just failed would lose that too."""
         self.future = None
-        attempts, pause = sites.patience_after(error, self.sent)
-        refused = isinstance(error, SiteError) and error.kind not in sites.PASSING
+        attempts, pause = patience.patience_after(error, self.sent)
+        refused = isinstance(error, SiteError) and error.kind not in patience.PASSING
         if refused or self.sent >= attempts:
             self.failure = error
         else:

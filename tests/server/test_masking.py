@@ -23,7 +23,7 @@ from fl.secure_sum.keys import (
     sign,
 )
 from fl.server import masking as server_masking
-from fl.server import sites
+from fl.server import patience
 from fl.server.checkpoint import Snapshot
 from fl.server.events import ClientFailed
 from fl.server.federation import RoundError
@@ -77,7 +77,7 @@ def small(request, transport):
 def hurried(tmp_path, monkeypatch):
     monkeypatch.setenv("FL_SITE_STATE", str(tmp_path / "state"))
     monkeypatch.setattr(server_masking, "GRACE_SECONDS", 0.05)
-    monkeypatch.setattr(sites, "PAUSE_SECONDS", 0.01)  # well within that
+    monkeypatch.setattr(patience, "PAUSE_SECONDS", 0.01)  # well within that
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def test_a_task_that_is_lost_is_sent_again(secure):
 
 def test_a_small_task_is_sent_again_after_a_pause(secure, monkeypatch):
     """What is sent to an engine that has just failed is lost as well."""
-    monkeypatch.setattr(sites, "PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(patience, "PAUSE_SECONDS", 0.2)
     failed = []
 
     def taken_down(request, transport):

@@ -6,7 +6,7 @@ import pytest
 
 from fl.endpoints.base import EndpointError, EngineError
 from fl.errors import FederationError
-from fl.server import sites
+from fl.server import patience, sites
 from fl.server.events import SiteChanged, Warned
 from fl.server.sites import Sites, State
 
@@ -144,7 +144,7 @@ def test_a_check_that_was_asked_before_a_loss_brings_no_site_back(world):
     while world.sites["a"].check is None:
         world.pass_time(1)
     task.set_result(failure("UnreachableError"))
-    world.pass_time(sites.WAY_PAUSE_SECONDS - 2)
+    world.pass_time(patience.WAY_PAUSE_SECONDS - 2)
     assert world.state("a") is State.LOST
     world.pass_time(4)
     assert world.state("a") is State.BACK
@@ -220,7 +220,7 @@ def test_a_task_that_fails_on_the_way_is_lost_and_its_site_asked_soon(world):
 
 
 def test_a_site_that_loses_its_task_again_and_again_sits_out_until_the_next_step(world):
-    for _ in range(sites.ATTEMPTS):
+    for _ in range(patience.ATTEMPTS):
         world.send("a").set_exception(RuntimeError("killed"))
         world.pass_time(10)
     (arrival,) = world.arrivals
@@ -253,10 +253,10 @@ def test_a_way_that_is_interrupted_and_a_block_that_ends_are_given_time(world, k
     A worker whose block ends takes tasks until it is killed, `block_margin` later.
     """
     waited = []
-    for _ in range(sites.WAY_ATTEMPTS - 1):
+    for _ in range(patience.WAY_ATTEMPTS - 1):
         world.send("a").set_result(failure(kind))
         since = world.clock.now()
-        world.pass_time(sites.WAY_PAUSE_SECONDS / 2)
+        world.pass_time(patience.WAY_PAUSE_SECONDS / 2)
         assert world.state("a") is State.LOST, "it was asked again at once"
         while world.state("a") is State.LOST:
             assert world.pass_time(1) == []
@@ -269,7 +269,7 @@ def test_a_way_that_is_interrupted_and_a_block_that_ends_are_given_time(world, k
 
 
 def test_a_way_that_stays_broken_holds_no_later_round_up(world):
-    for _ in range(sites.WAY_ATTEMPTS):
+    for _ in range(patience.WAY_ATTEMPTS):
         world.send("a").set_result(failure("UnreachableError"))
         while world.state("a") is State.LOST or world.sites["a"].task:
             world.pass_time(1)
