@@ -9,10 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from fl import check as checks
-from fl.check import _skew, _versions
+from fl import check_sites
 from fl.cli import main
 from fl.client import masking, task
-from fl.client.check import CODE, versions
 from fl.config_files import Files
 from fl.endpoints.base import EndpointError
 from fl.tensors import digest
@@ -154,7 +153,7 @@ def test_a_silent_site_holds_no_other_up(run_check):
 
 def test_a_failure_that_got_lost_is_asked_for_again(run_check, monkeypatch):
     """A user endpoint that goes down with its engine may take the failure with it."""
-    monkeypatch.setattr(checks, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(check_sites, "LOOK_SECONDS", 0.05)
 
     class Losing(InProcess):
         def submit(self, client, request):
@@ -171,7 +170,7 @@ def test_a_failure_that_got_lost_is_asked_for_again(run_check, monkeypatch):
 
 
 def test_a_look_at_a_slow_task_says_nothing_of_it(run_check, monkeypatch):
-    monkeypatch.setattr(checks, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(check_sites, "LOOK_SECONDS", 0.05)
     late, looked = [], []
 
     class Slow(InProcess):
@@ -298,34 +297,6 @@ def test_a_clock_that_no_float_holds_is_an_answer_of_another_version(run_check):
             return future
 
     assert "another version" in of(run_check(Odd()), "site-a")["worker"].message
-
-
-def test_versions_are_compared():
-    ours = versions()
-    assert _versions(ours).outcome == "ok"
-    other = _versions({**ours, "torch": "1.0"})
-    assert other.outcome == "warning"
-    assert other.message == f"torch 1.0 (server: {ours['torch']})"
-    assert _versions({**ours, "fl-hpc": "0.0.1"}).outcome == "failed"
-    checkout = _versions({**ours, CODE: "00000000"})
-    assert checkout.outcome == "warning"
-    assert f"fl's code 00000000 (server: {ours[CODE]})" in checkout.message
-    assert "dill missing" in _versions({k: v for k, v in ours.items() if k != "dill"}).message
-
-
-@pytest.mark.parametrize(
-    ("offset", "outcome", "said"),
-    [
-        (0, "ok", "agrees with the server's"),
-        (14, "ok", "agrees with the server's"),
-        (300, "warning", "290 s or more ahead of the server's"),
-        (-300, "warning", "270 s or more behind the server's"),
-    ],
-)
-def test_a_wrong_clock_is_told_from_a_long_queue(offset, outcome, said):
-    """Sent at 1000, begun at 1030, ended at 1040, and the answer came at 1050."""
-    item = _skew(1000.0, 1030.0 + offset, 1040.0 + offset, 1050.0)
-    assert (item.outcome, item.message) == (outcome, said)
 
 
 def test_machines_get_json_and_an_exit_code(run_check, tmp_path):
