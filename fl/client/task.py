@@ -11,7 +11,6 @@ import math
 import os
 import time
 import traceback
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -54,7 +53,7 @@ from fl.client.request import (
 from fl.client.residual import compress_with_feedback
 from fl.client.spending import charge, require_accountant
 from fl.client.trainer import TrainingError
-from fl.client.warm import seed_all
+from fl.client.warm import round_seed, seed_all
 from fl.compression import compress
 from fl.config import ProxystoreConfigs, TrainConfigs
 from fl.privacy import Spent
@@ -125,7 +124,7 @@ def train(wanted: TrainRequest) -> dict[str, Any]:
             if configs.local_dp is not None:
                 local_dp.require_parameters(model, received)
             correction = _correction(wanted, model, received, controls)
-        seed = _seed(wanted.model_configs.seed, wanted.client_id, wanted.round)
+        seed = round_seed(wanted.model_configs.seed, wanted.client_id, wanted.round)
         until = _until(configs.block_margin, phases.seconds["get"])
         before = _before(configs, model, validation_set, seed, until, phases)
         metrics = _metrics("pre_val", before) if before else {}
@@ -473,11 +472,6 @@ def _until(margin: float, get_seconds: float) -> float | None:
     """
     end = budget.block_end()
     return None if end is None else end - max(margin, 2 * get_seconds)
-
-
-def _seed(seed: int, client_id: str, round_number: int) -> int:
-    """A seed of its own for each client and round, the same on every machine."""
-    return zlib.crc32(f"{seed}/{client_id}/{round_number}".encode())
 
 
 def _metrics(prefix: str, evaluation: trainer.Evaluation) -> dict[str, float]:

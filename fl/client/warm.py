@@ -7,6 +7,7 @@ not matter to a run.
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -115,3 +116,8 @@ def seed_all(seed: int) -> None:
     (torch.default_generator if on_cpu else torch).manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+def round_seed(seed: int, client_id: str, round_number: int) -> int:
+    """A seed of its own for each client and round, the same on every machine."""
+    return zlib.crc32(f"{seed}/{client_id}/{round_number}".encode())

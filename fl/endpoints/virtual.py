@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch.utils.data import Dataset
 
 from fl.client import algorithms, data, devices, trainer
 from fl.client.corrections import Correction, Proximal
+from fl.client.warm import round_seed
 from fl.config import Client, TrainConfigs
 from fl.endpoints.base import EndpointError, JSONObject
 from fl.errors import FederationError
@@ -146,9 +146,7 @@ class Training:
             self._model,
             self._sets[name],
             configs,
-            seed=zlib.crc32(
-                f"{request['model_configs']['seed']}/{name}/{request['round']}".encode()
-            ),
+            seed=round_seed(request["model_configs"]["seed"], name, request["round"]),
             steps=steps,
             learning_rate_scale=request["learning_rate_scale"],
             correction=correction,
