@@ -11,6 +11,7 @@ from fl.client.algorithms import (
     control_correction,
     new_control,
 )
+from fl.config import TrainConfigs
 from fl.tensors import Tensors
 
 
@@ -36,15 +37,27 @@ class Proximal(Correction):
         received: The global model.
         mu: How strongly it pulls.
         device: Where the model is trained.
+        copy: Whether `received` may change before training ends.
     """
 
-    def __init__(self, received: Tensors, mu: float, device: torch.device) -> None:
-        self._received = {name: tensor.to(device) for name, tensor in received.items()}
+    def __init__(
+        self, received: Tensors, mu: float, device: torch.device, *, copy: bool = False
+    ) -> None:
+        self._received = {name: tensor.to(device, copy=copy) for name, tensor in received.items()}
         self._mu = mu
 
     def to_loss(self, model: nn.Module) -> None:
         """See `Correction.to_loss`."""
         add_proximal_gradient(model, self._received, mu=self._mu)
+
+
+def pull(
+    configs: TrainConfigs, received: Tensors, device: torch.device, *, copy: bool = False
+) -> Correction:
+    """The pull of the global model where FedProxTrainer is asked for, or none; see `Proximal`."""
+    if configs.mu is None:
+        return Correction()
+    return Proximal(received, configs.mu, device, copy=copy)
 
 
 class Controlled(Correction):

@@ -29,7 +29,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from fl.client import data, devices, site_code, trainer
-from fl.client.corrections import Correction, Proximal
+from fl.client.corrections import pull
 from fl.client.devices import DeviceError
 from fl.client.ranks import Ranks
 from fl.client.rendezvous import Order, Rendezvous
@@ -317,11 +317,8 @@ def _train(local: int, plan: _Plan) -> tuple[Training, dict[str, Any]]:
             steps=wanted.steps,
             learning_rate_scale=wanted.learning_rate_scale,
             until=plan.order.until,
-            correction=(
-                Correction()
-                if configs.mu is None
-                else Proximal({n: t.clone() for n, t in plan.weights.items()}, configs.mu, device)
-            ),
+            # The first rank writes the trained weights while another may be at its last step.
+            correction=pull(configs, plan.weights, device, copy=True),
             on_step=lambda steps: _count(plan, local, steps),
             ranks=ranks,
         )

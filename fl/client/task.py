@@ -40,7 +40,7 @@ from fl.client import (
 from fl.client.admission import admitted
 from fl.client.budget import BlockEnded
 from fl.client.check import prove
-from fl.client.corrections import Controlled, Correction, Proximal
+from fl.client.corrections import Controlled, Correction, pull
 from fl.client.policy import PolicyRefusal, may_tell, site_policy, told
 from fl.client.request import (
     CheckRequest,
@@ -347,10 +347,8 @@ def _correction(
     """What the client's trainer adds to gradients."""
     configs = wanted.train_configs
     device = _device(configs)
-    if configs.mu is not None:
-        return Proximal(received, configs.mu, device)
     if configs.trainer != "ScaffoldTrainer":
-        return Correction()
+        return pull(configs, received, device)
     zero = {name: tensor.cpu() for name, tensor in algorithms.no_control(model).items()}
     require_same_layout(control.prefixed(zero), control.prefixed(controls))
     own = control.kept(

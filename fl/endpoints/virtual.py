@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from fl.client import algorithms, data, devices, trainer
-from fl.client.corrections import Correction, Proximal
+from fl.client.corrections import Correction, pull
 from fl.client.warm import round_seed
 from fl.config import Client, TrainConfigs
 from fl.endpoints.base import EndpointError, JSONObject
@@ -162,9 +162,7 @@ def _correction(configs: TrainConfigs, received: Tensors) -> Correction:
         raise trainer.TrainingError("a virtual site has no ScaffoldTrainer")
     if configs.local_dp is not None:
         raise trainer.TrainingError("a virtual site has no local_dp")
-    if configs.mu is None:
-        return Correction()
-    return Proximal(received, configs.mu, devices.choose(configs.device))
+    return pull(configs, received, devices.choose(configs.device))
 
 
 class VirtualSites:

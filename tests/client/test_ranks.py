@@ -166,7 +166,7 @@ def test_ranks_have_the_devices_to_themselves(site, monkeypatch):
 
     monkeypatch.setattr(task.distributed, "train", look)
     monkeypatch.setattr(task.devices, "choose", lambda _: torch.device("meta"))
-    monkeypatch.setattr(task, "Proximal", lambda *given: devices.append(given[-1].type))
+    monkeypatch.setattr(task, "pull", lambda *given: devices.append(given[-1].type))
     configs = TWO | {"trainer": "FedProxTrainer", "mu": 1.0}
     assert site.answer(train_configs=configs)["error"]["message"] == "seen"
     assert set(devices) == {"cpu"}
