@@ -1,9 +1,8 @@
 """Error feedback: what top-k leaves out of an update is added to the client's next one.
 
 Without it, numbers that are never among the largest would never move (Stich et al. 2018, arXiv
-1809.07599, Algorithm 1; Karimireddy et al. 2019, arXiv 1901.09847). The residual lives where
-SCAFFOLD's controls do, and begins a round by the same rule: from the last update that the server
-used, so that what was lost on its way is as if it had never been.
+1809.07599, Algorithm 1; Karimireddy et al. 2019, arXiv 1901.09847). A round begins with
+the residual of the last update that the server used (`fl.client.kept`).
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Set as AbstractSet
 
 import torch
 
-from fl.client import control
+from fl.client.kept import keep, kept
 from fl.compression import compress, decompress, is_changed
 from fl.config import CompressorConfigs
 from fl.tensors import Tensors
@@ -55,10 +54,10 @@ def compress_with_feedback(
         if name not in buffers and is_changed(tensor, configs)
     }
     none = {name: torch.zeros_like(tensor) for name, tensor in sparse.items()}
-    owed = control.kept(run, client, version, saved, none)
+    owed = kept(run, client, version, saved, none)
     wanted = {name: tensor + owed[name] for name, tensor in sparse.items()}
     coded = compress({**update, **wanted}, configs, buffers)
     sent = decompress(coded, update, configs, buffers)
     rest = {name: tensor - sent[name] for name, tensor in wanted.items()}
-    control.keep(run, client, round_number, rest)
+    keep(run, client, round_number, rest)
     return coded

@@ -41,6 +41,7 @@ from fl.client.admission import admitted
 from fl.client.budget import BlockEnded
 from fl.client.check import prove
 from fl.client.corrections import Controlled, Correction, pull
+from fl.client.kept import keep, kept
 from fl.client.policy import PolicyRefusal, may_tell, site_policy, told
 from fl.client.request import (
     CheckRequest,
@@ -351,7 +352,7 @@ def _correction(
         return pull(configs, received, device)
     zero = {name: tensor.cpu() for name, tensor in algorithms.no_control(model).items()}
     require_same_layout(control.prefixed(zero), control.prefixed(controls))
-    own = control.kept(
+    own = kept(
         _run_id(wanted), wanted.client_id, wanted.control_version, wanted.control_saved, zero
     )
     return Controlled(controls, own, configs.optim_args.get("momentum", 0.0), device)
@@ -374,7 +375,7 @@ def _update(
     controls: Tensors = {}
     if isinstance(correction, Controlled):
         own, change = correction.outcome(received, {n: t.cpu() for n, t in trained.items()})
-        control.keep(_run_id(wanted), wanted.client_id, wanted.round, own)
+        keep(_run_id(wanted), wanted.client_id, wanted.round, own)
         controls = control.prefixed(change)
     if wanted.update == "difference":
         trained = algorithms.delta(trained, received, in_place=True)

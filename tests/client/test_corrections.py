@@ -1,8 +1,6 @@
 """FedProx and SCAFFOLD, as a server meets them."""
 
-import os
 import stat
-import time
 
 import pytest
 import torch
@@ -193,19 +191,6 @@ def test_a_repeated_round_gives_the_same_bytes_whatever_came_after_it(site):
     assert digest(2, 1) == second
 
 
-def test_what_a_run_has_left_long_ago_is_removed(site):
-    _, _, weights = broadcast(site)
-    for run in ("run-1", "run-2"):
-        site.result(weights=weights, **SCAFFOLD | {"run_id": run})
-    past = time.time() - control.FORGOTTEN_SECONDS - 60
-    os.utime(site.state / "run-1/a/1.safetensors", (past, past))
-    (site.state / "run-1/a/dp_sgd.json").write_text("[]")
-    os.utime(site.state / "run-1/a/dp_sgd.json", (past, past))
-    site.result(weights=weights, **SCAFFOLD | {"run_id": "run-3"})
-    left = {str(file.relative_to(site.state)) for file in site.state.glob("run-*/*/*")}
-    assert left == {"run-1/a/dp_sgd.json", "run-2/a/1.safetensors", "run-3/a/1.safetensors"}
-
-
 def test_tied_weights_have_both_their_names(site):
     """As in the model that the server sends, and in the controls that it makes of that."""
     start = site.build("Tied")
@@ -249,19 +234,6 @@ def test_controls_are_private_whole_and_removed_once_a_newer_one_is_taken(site):
         0o700
     }
     assert set(decode((folder / "3.safetensors").read_bytes())) == {"weight", "bias"}
-
-
-def test_a_control_is_on_disk_before_its_name(site, monkeypatch):
-    done = []
-    monkeypatch.setattr("os.fsync", lambda _descriptor: done.append("fsync"))
-    replace = type(site.state).replace
-    monkeypatch.setattr(
-        "pathlib.Path.replace",
-        lambda self, target: (done.append("rename"), replace(self, target))[1],
-    )
-    _, _, weights = broadcast(site)
-    site.result(weights=weights, **SCAFFOLD)
-    assert done == ["fsync", "rename", "fsync"]  # the file, its name, the folder
 
 
 @pytest.mark.parametrize(
