@@ -27,7 +27,8 @@ import torch
 import yaml
 
 from benchmarks import verdict
-from fl.client import data, task, trainer
+from fl.client import built, data, task, trainer
+from fl.client.results import Evaluation
 from fl.config import Client, Federation
 from fl.endpoints.base import EndpointError, JSONObject
 from fl.server.aggregators import open_aggregator
@@ -93,13 +94,13 @@ def train(
     names = [client.client_id for client in federation.clients]
     aggregator = open_aggregator(configs.aggregator, configs.aggregator_kwargs, names)
     settings = federation.train_configs(federation.clients[0])
-    model = trainer.build_model(federation.client_configs.model_configs)
+    model = built.build_model(federation.client_configs.model_configs)
     assert configs.data_configs is not None, "configuration() gives the server data"
     held_out = data.datasets(configs.data_configs, None)[1]
     assert held_out is not None, "the example's loader holds images out"
     ended: list[RoundEnded] = []
 
-    def evaluate(weights: dict[str, torch.Tensor]) -> trainer.Evaluation:
+    def evaluate(weights: dict[str, torch.Tensor]) -> Evaluation:
         model.load_state_dict(weights)
         return trainer.evaluate(model, held_out, settings)
 

@@ -40,7 +40,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks import verdict
 from fl.client.partition import partition
-from fl.client.trainer import Evaluation
+from fl.client.results import Evaluation
 from fl.config import Client, DataConfigs, Federation, ServerConfigs, SharedClientConfigs
 from fl.endpoints.virtual import Trained, VirtualSite, VirtualSites
 from fl.server.aggregators import open_aggregator

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from fl.client import data, devices, dp_sgd, frozen, local_dp, trainer
+from fl.client import built, data, devices, dp_sgd, frozen, local_dp, trainer
+from fl.client.results import Evaluation
 from fl.client.spending import PrivacyError
 from fl.config import ConfigError, Federation, ServerConfigs, TrainConfigs
 from fl.errors import FederationError
@@ -57,7 +58,7 @@ class Algorithm:
     """
 
     def __init__(self, federation: Federation, file: Path) -> None:
-        self.model = trainer.build_model(federation.client_configs.model_configs)
+        self.model = built.build_model(federation.client_configs.model_configs)
         require_training(federation, self.model, file)
         self.frozen = frozen.frozen(self.model)
         self.aggregator, self.scheduler = open_steps(federation, self.model, file)
@@ -279,12 +280,12 @@ def require_training(federation: Federation, model: nn.Module, file: Path) -> No
             sources(federation, client)
         try:
             configs = federation.train_configs(client)
-            trainer.require_settings(model, configs)
+            built.require_settings(model, configs)
             if configs.dp_sgd is not None:
                 dp_sgd.require_covered(model)
             if configs.local_dp is not None:
                 local_dp.require_parameters(model, frozen.travelling(model))
-        except (trainer.TrainingError, PrivacyError) as error:
+        except (built.TrainingError, PrivacyError) as error:
             raise ConfigError(f"{file}: {client.client_id}: {error}") from error
 
 
@@ -333,7 +334,7 @@ def _evaluator(federation: Federation, model: nn.Module) -> Evaluator | None:
     dataset, settings = found
     buffers = frozen.buffers(model)
 
-    def evaluate(weights: Tensors) -> trainer.Evaluation:
+    def evaluate(weights: Tensors) -> Evaluation:
         # A forward pass may count in a buffer, and the model that is trained is not to be changed.
         lent = {name: t.clone() if name in buffers else t for name, t in weights.items()}
         model.load_state_dict(lent, strict=False, assign=True)  # its frozen parameters are there

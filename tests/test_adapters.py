@@ -8,7 +8,7 @@ import yaml
 from rich.console import Console
 
 from fl import run
-from fl.client import trainer
+from fl.client import built
 from fl.config_files import Files
 from fl.errors import FederationError
 from fl.plan import plan
@@ -45,7 +45,7 @@ def test_only_what_is_trained_travels_and_the_whole_model_is_kept(files):
     outcome = run.run(files, Console(quiet=True))
     lines = [json.loads(line) for line in (outcome.folder / "metrics.jsonl").open()]
     final = decode(outcome.model.read_bytes())
-    start = trainer.build_model(files.load().client_configs.model_configs).state_dict()
+    start = built.build_model(files.load().client_configs.model_configs).state_dict()
     assert set(final) == set(start)
     assert (final["0.weight"] == start["0.weight"]).all()
     assert (final["2.weight"] != start["2.weight"]).any()

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from fl import run
-from fl.client import trainer
+from fl.client import built, trainer
 from fl.client.data import datasets
 from fl.config_files import Files
 from fl.server import checkpoint
@@ -94,7 +94,7 @@ def test_models_are_evaluated_by_the_tasks_that_train_them_and_the_last_by_its_o
         "site-a": 32,
         "site-b": 96,
     }
-    model = trainer.build_model(federation.client_configs.model_configs)
+    model = built.build_model(federation.client_configs.model_configs)
     model.load_state_dict(decode(outcome.model.read_bytes()))
     for client in federation.clients:
         _, held_out = datasets(client.data_configs, None)

@@ -6,7 +6,7 @@ time, where an answer takes what its queue and its steps do.
 
 import pytest
 
-from fl.client import data, trainer
+from fl.client import built, data, trainer
 from fl.config import (
     Client,
     DataConfigs,
@@ -103,7 +103,7 @@ def test_it_learns_as_updates_arrive(monkeypatch, aggregator):
     sets = {
         client.client_id: data.datasets(client.data_configs, None) for client in federation.clients
     }
-    model = trainer.build_model(ModelConfigs.model_validate(MODEL))
+    model = built.build_model(ModelConfigs.model_validate(MODEL))
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     work = Training(model, {name: own for name, (own, _) in sets.items()})
 

@@ -20,7 +20,7 @@ import torch  # noqa: E402  (as above)
 import vl_convert  # noqa: E402  (as above)
 
 from fl import privacy  # noqa: E402  (as above)
-from fl.client import data, local_dp, trainer  # noqa: E402  (as above)
+from fl.client import built, data, local_dp, trainer  # noqa: E402  (as above)
 from fl.client.algorithms import delta  # noqa: E402  (as above)
 from fl.config import DataConfigs, LocalDP, ModelConfigs, TrainConfigs  # noqa: E402  (as above)
 from fl.server.aggregators import Contribution, open_aggregator, private  # noqa: E402  (as above)
@@ -49,7 +49,7 @@ def accuracy(place: str, noise: float, seed: int) -> float:
         equal = {"client_weights_mode": "equal"}
         aggregator = open_aggregator("FedAvgAggregator", equal, CLIENTS)
     configs = ModelConfigs(model_path="digits/model.py", model_name="DigitsCNN", seed=seed)
-    model = trainer.build_model(configs)
+    model = built.build_model(configs)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     sets = [digits(number, seed) for number in range(len(CLIENTS))]
     for step in range(ROUNDS):

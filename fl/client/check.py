@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 import fl
-from fl.client import control, data, devices, frozen, masking, nodes, site_state, trainer
+from fl.client import built, control, data, devices, frozen, masking, nodes, site_state, trainer
 from fl.client.policy import Policy, site_policy, told
 from fl.client.ranks import Ranks
 from fl.client.request import CheckRequest, RehearseRequest, RequestError
@@ -194,7 +194,7 @@ def _travel(
 def _rehearse(items: Items, wanted: RehearseRequest, received: Data) -> None:
     """What a round does between the two ways."""
     configs, policy = wanted.train_configs, site_policy()
-    trainer.forget()  # the model that is built here takes its room
+    built.forget()  # the model that is built here takes its room
     items.attempt("policy", lambda: _policy(policy, wanted.rounds))
     items.attempt("disk", lambda: _disk(len(received)))
     if wanted.threshold is not None:
@@ -208,7 +208,7 @@ def _rehearse(items: Items, wanted: RehearseRequest, received: Data) -> None:
             if _validates(configs):
                 items.attempt("validation", lambda: _validation(model, sets, configs, policy))
     finally:
-        trainer.forget()  # this model was trained, if only a little
+        built.forget()  # this model was trained, if only a little
 
 
 def _policy(policy: Policy, rounds: int) -> tuple[None, str]:
@@ -251,7 +251,7 @@ def _device(configs: TrainConfigs) -> tuple[torch.device, str]:
 
 
 def _model(wanted: RehearseRequest, received: Data) -> tuple[nn.Module, str]:
-    model = trainer.build_model(wanted.model_configs)
+    model = built.build_model(wanted.model_configs)
     if wanted.sealing is not None:
         received = open_model(received, wanted.sealing.model_key)
     weights, _ = control.split(decode(received))

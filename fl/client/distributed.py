@@ -28,13 +28,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from fl.client import data, devices, site_code, trainer
+from fl.client import built, data, devices, site_code, trainer
+from fl.client.built import TrainingError
 from fl.client.corrections import pull
 from fl.client.devices import DeviceError
 from fl.client.ranks import Ranks
 from fl.client.rendezvous import Order, Rendezvous
 from fl.client.request import TrainRequest
-from fl.client.trainer import Training, TrainingError
+from fl.client.results import Training
 from fl.errors import FederationError, in_one_line
 from fl.tensors import Tensors
 
@@ -302,7 +303,7 @@ def _train(local: int, plan: _Plan) -> tuple[Training, dict[str, Any]]:
     configs = wanted.train_configs.model_copy(update={"device": str(device)})
     threads = len(os.sched_getaffinity(0)) // configs.nproc_per_node
     torch.set_num_threads(max(1, threads))
-    model = trainer.warm_model(wanted.model_configs, wanted.base)
+    model = built.warm_model(wanted.model_configs, wanted.base)
     model.load_state_dict(plan.weights, strict=False)
     dataset, _ = data.datasets(wanted.data_configs, wanted.run_id)
     ranks = Ranks(_number(local, plan), _size(plan), device)

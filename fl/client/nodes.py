@@ -23,14 +23,15 @@ from torch import nn
 from fl.client import distributed, site_state
 from fl.client.agent import BEAT_SECONDS, INTERFACE, SILENCE_SECONDS
 from fl.client.budget import BlockEnded, Countdown
+from fl.client.built import TrainingError
 from fl.client.data import DataError
 from fl.client.devices import DeviceError
 from fl.client.distributed import EndedError, LostError
 from fl.client.frozen import BaseError
 from fl.client.rendezvous import Failure, Node, Pulse, Rendezvous, insist
 from fl.client.request import TrainRequest
+from fl.client.results import Training
 from fl.client.site_code import SiteCodeError
-from fl.client.trainer import Training, TrainingError
 from fl.errors import FederationError
 
 LAUNCHER = "FL_NODE_LAUNCHER"

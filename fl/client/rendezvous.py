@@ -17,8 +17,8 @@ from uuid import uuid4
 import numpy as np
 from torch import distributed as dist
 
+from fl.client.built import TrainingError
 from fl.client.request import TrainRequest
-from fl.client.trainer import TrainingError
 from fl.config import Section
 from fl.tensors import Tensors, decode, pieces
 

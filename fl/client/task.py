@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from fl.client import (
     algorithms,
     budget,
+    built,
     codec,
     control,
     data,
@@ -39,6 +40,7 @@ from fl.client import (
 )
 from fl.client.admission import admitted
 from fl.client.budget import BlockEnded
+from fl.client.built import TrainingError
 from fl.client.check import prove
 from fl.client.corrections import Controlled, Correction, pull
 from fl.client.kept import keep, kept
@@ -52,8 +54,8 @@ from fl.client.request import (
     read,
 )
 from fl.client.residual import compress_with_feedback
+from fl.client.results import Evaluation, Training
 from fl.client.spending import charge, require_accountant
-from fl.client.trainer import TrainingError
 from fl.client.warm import round_seed, seed_all
 from fl.compression import compress
 from fl.config import ProxystoreConfigs, TrainConfigs
@@ -89,7 +91,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
             task.ended(result)
         return {"result": result}
     except Exception as error:
-        trainer.forget()
+        built.forget()
         return {"error": _describe(error)}
 
 
@@ -160,7 +162,7 @@ def _before(
     seed: int,
     until: float | None,
     phases: _Phases,
-) -> trainer.Evaluation | None:
+) -> Evaluation | None:
     """What the model is worth before it is trained, where that is asked for."""
     if not configs.do_pre_validation or validation_set is None:
         return None
@@ -178,7 +180,7 @@ def _trained(
     record: jobs.Record,
     seed: int,
     until: float | None,
-) -> trainer.Training:
+) -> Training:
     """Train the model in place: in this process, by several of its node, or over several nodes."""
     configs = wanted.train_configs
     if _by_ranks(configs):
@@ -322,7 +324,7 @@ def _fetch(wanted: EvaluateRequest, phases: _Phases) -> tuple[Tensors, Tensors]:
 
 def _load(wanted: EvaluateRequest, received: Tensors) -> nn.Module:
     """The model with the weights that were received, where it will be used."""
-    model = trainer.warm_model(wanted.model_configs, wanted.base)
+    model = built.warm_model(wanted.model_configs, wanted.base)
     require_same_layout(frozen.travelling(model), received)
     model.load_state_dict(received, strict=False)  # the base is there
     return model.to(_device(wanted.train_configs))
@@ -382,7 +384,7 @@ def _update(
     return trained | controls
 
 
-def _price(wanted: TrainRequest, training: trainer.Training) -> dict[str, float]:
+def _price(wanted: TrainRequest, training: Training) -> dict[str, float]:
     """What differential privacy has cost the site in this run, this round included."""
     configs, price = wanted.train_configs, {}
     if configs.dp_sgd is not None:
@@ -473,7 +475,7 @@ def _until(margin: float, get_seconds: float) -> float | None:
     return None if end is None else end - max(margin, 2 * get_seconds)
 
 
-def _metrics(prefix: str, evaluation: trainer.Evaluation) -> dict[str, float]:
+def _metrics(prefix: str, evaluation: Evaluation) -> dict[str, float]:
     values = asdict(evaluation)
     names = ["loss", "accuracy"] + ["metric"] * (evaluation.metric is not None)
     return {f"{prefix}_{name}": values[name] for name in names}

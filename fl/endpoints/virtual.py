@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from fl.client import algorithms, data, devices, trainer
+from fl.client.built import TrainingError
 from fl.client.corrections import Correction, pull
 from fl.client.warm import round_seed
 from fl.config import Client, TrainConfigs
@@ -159,9 +160,9 @@ class Training:
 def _correction(configs: TrainConfigs, received: Tensors) -> Correction:
     """What the trainer adds to gradients; refused where a site would keep or add what none has."""
     if configs.trainer == "ScaffoldTrainer":
-        raise trainer.TrainingError("a virtual site has no ScaffoldTrainer")
+        raise TrainingError("a virtual site has no ScaffoldTrainer")
     if configs.local_dp is not None:
-        raise trainer.TrainingError("a virtual site has no local_dp")
+        raise TrainingError("a virtual site has no local_dp")
     return pull(configs, received, devices.choose(configs.device))
 
 

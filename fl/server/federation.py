@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
-from fl.client.trainer import Evaluation
+from fl.client.results import Evaluation
 from fl.config import Federation
 from fl.endpoints.base import Endpoints, SiteError, legible
 from fl.errors import FederationError

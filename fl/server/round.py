@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 
-from fl.client.trainer import Evaluation
+from fl.client.results import Evaluation
 from fl.server.checkpoint import Snapshot
 from fl.server.clock import Clock
 from fl.server.events import ClientFailed, RoundEnded, UpdateReceived

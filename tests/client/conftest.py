@@ -4,7 +4,7 @@ import time
 import pytest
 import torch
 
-from fl.client import data, task, trainer
+from fl.client import built, data, task
 from fl.client.frozen import base_digest, frozen, travelling
 from fl.client.request import CheckRequest
 from fl.config import ModelConfigs
@@ -80,12 +80,12 @@ class Site:
     @staticmethod
     def build(name, **kwargs):
         configs = ModelConfigs(model_path="model.py", model_name=name, model_kwargs=kwargs)
-        return travelling(trainer.build_model(configs))
+        return travelling(built.build_model(configs))
 
     @staticmethod
     def base(name, **kwargs):
         configs = ModelConfigs(model_path="model.py", model_name=name, model_kwargs=kwargs)
-        return base_digest(frozen(trainer.build_model(configs)))
+        return base_digest(frozen(built.build_model(configs)))
 
     def request(self, weights=None, model=("Net", {}), data=("load", {}), **changes):
         request = {
@@ -137,7 +137,7 @@ class Site:
     @staticmethod
     def cool():
         """What a new worker has built: nothing."""
-        trainer.forget()
+        built.forget()
         for kept in (data._loaded, data._training, data._validation):
             kept.forget()
 

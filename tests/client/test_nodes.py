@@ -19,7 +19,7 @@ import torch
 from fl.client import agent, devices, nodes, rendezvous
 from fl.client.distributed import EndedError
 from fl.client.rendezvous import Node, Rendezvous
-from fl.client.trainer import Training
+from fl.client.results import Training
 from tests.client.test_ranks import ONE, TRAP, WORKER, eventually
 
 TWO = {**ONE, "nnodes": 2}

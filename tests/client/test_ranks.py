@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl.client import task
+from fl.client.built import TrainingError
 from fl.client.devices import DeviceError, of_rank
 from fl.client.ranks import Ranks
-from fl.client.trainer import TrainingError
 
 # Minibatches of seven: parts of uneven size.
 ONE = {"train_batch_size": 7, "num_local_epochs": 2, "optim_args": {"lr": 0.1}}

@@ -3,7 +3,7 @@ import time
 import pytest
 import torch
 
-from fl.client import codec, site_code, task, trainer
+from fl.client import built, codec, site_code, task, trainer
 from fl.compression import decompress
 from fl.config import CompressorConfigs, ModelConfigs, TrainConfigs
 from fl.tensors import decode, encode
@@ -204,7 +204,7 @@ def test_the_learning_rate_scale_scales_the_step(site, schedule):
 
 def test_evaluation_at_a_site(site):
     result = site.result(operation="evaluate", job="job-2")
-    model = trainer.build_model(ModelConfigs(model_path="model.py", model_name="Net"))
+    model = built.build_model(ModelConfigs(model_path="model.py", model_name="Net"))
     samples = site_code.load("data.py", "load")()[1]
     expected = trainer.evaluate(model, samples, TrainConfigs())
     assert result["loss"] == pytest.approx(expected.loss)

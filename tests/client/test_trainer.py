@@ -4,8 +4,9 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from fl.client import devices
-from fl.client.trainer import TrainingError, build_model, evaluate, require_settings, train
-from fl.config import ModelConfigs, TrainConfigs
+from fl.client.built import TrainingError
+from fl.client.trainer import evaluate, train
+from fl.config import TrainConfigs
 from fl.errors import FederationError
 
 
@@ -164,19 +165,6 @@ def test_settings_that_cannot_work_say_so(settings, expected):
         train(linear(), dataset(), TrainConfigs(**settings), seed=0)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("def Net():\n    raise OSError('no weights')\n", "OSError: no weights"),
-        ("def Net():\n    return 3\n", "no torch.nn.Module"),
-    ],
-)
-def test_a_model_that_does_not_build_says_why(site_code, text, expected):
-    (site_code / "model.py").write_text(text)
-    with pytest.raises(TrainingError, match=expected):
-        build_model(ModelConfigs(model_path="model.py", model_name="Net"))
-
-
 class Broken(Dataset):
     """Ten samples, of which one is not as the first."""
 
@@ -223,16 +211,3 @@ def test_a_model_of_one_number_a_sample_is_trained_and_evaluated():
     after = evaluate(model, numbers, configs)
     assert after.loss < before.loss
     assert after.accuracy == 0
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"optim": "Adam", "optim_args": {"betas": [0.9]}}, "optim_args do not fit Adam"),
-        ({"optim": "Adam", "optim_args": {"fused": True, "foreach": True}}, "do not fit Adam"),
-        ({"lr_scheduler": "LRScheduler"}, "lr_scheduler_args do not fit LRScheduler"),
-    ],
-)
-def test_whatever_torch_raises_of_settings_is_named(settings, said):
-    with pytest.raises(TrainingError, match=said):
-        require_settings(linear(), TrainConfigs(**settings))

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from fl.client import data, site_code, trainer
+from fl.client import built, data, site_code, trainer
+from fl.client.results import Evaluation
 from fl.config import TrainConfigs
 
 # A model with everything that could carry over: buffers that are not saved, counters, dropout, a
@@ -124,10 +125,10 @@ def test_a_warm_worker_gives_the_bytes_of_a_new_process(stateful):
 @pytest.fixture
 def builds(monkeypatch):
     """What is built, in order."""
-    built = []
+    made = []
     for module, name in [
-        (trainer, "build_model"),
-        (trainer, "_build_optimizer"),
+        (built, "build_model"),
+        (built, "_build_optimizer"),
         (data, "_shuffled"),
         (data, "_call"),
     ]:
@@ -135,9 +136,9 @@ def builds(monkeypatch):
         monkeypatch.setattr(
             module,
             name,
-            lambda *args, name=name, build=build: (built.append(name), build(*args))[1],
+            lambda *args, name=name, build=build: (made.append(name), build(*args))[1],
         )
-    return built
+    return made
 
 
 ALL = ["build_model", "_call", "_shuffled", "_build_optimizer"]
@@ -211,9 +212,9 @@ def test_after_training_there_is_room_for_validation(site, monkeypatch):
     held = []
 
     def look(model, *_, **__):
-        optimizer, _ = trainer._optimizer._built
+        optimizer, _ = built._optimizer._built
         held.append([*optimizer.state, *(p for p in model.parameters() if p.grad is not None)])
-        return trainer.Evaluation(0.0, 0.0, 1)
+        return Evaluation(0.0, 0.0, 1)
 
     monkeypatch.setattr(trainer, "evaluate", look)
     site.result(train_configs={"do_validation": True, "optim": "Adam"})

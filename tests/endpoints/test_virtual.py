@@ -4,7 +4,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from fl.client import trainer
-from fl.client.trainer import TrainingError
+from fl.client.built import TrainingError
 from fl.config import Client, DataConfigs, TrainConfigs
 from fl.endpoints.base import EndpointError
 from fl.endpoints.virtual import Trained, Training, VirtualSite, VirtualSites

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 import pytest
 import torch
 
-from fl.client.trainer import Evaluation
+from fl.client.results import Evaluation
 from fl.compression import compress
 from fl.config import CompressorConfigs
 from fl.errors import FederationError
