@@ -735,8 +735,8 @@ DEFENCES = [
         (
             Change(
                 "fl/server/objects.py",
-                "[*self._models.values(), *self._kept]",
-                "self._models.values()",
+                "for model in [*self._models.values(), *self._kept]",
+                "for model in self._models.values()",
             ),
         ),
         (("tests/server/test_distrust.py", "a_model_of_before_is_not_evicted"),),

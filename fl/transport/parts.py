@@ -470,6 +470,7 @@ def _keep_tls(answer: Any) -> None:
 
     The shutdown of a TLS socket drops that first: what comes next would be read enciphered.
     """
-    sock = getattr(answer._sock_shutdown, "__self__", None)  # a SOCKS proxy's connection, too
+    shutdown = getattr(answer, "_sock_shutdown", None)
+    sock = getattr(shutdown, "__self__", None)  # a SOCKS proxy's connection, too
     if isinstance(sock, ssl.SSLSocket):
         answer._sock_shutdown = partial(socket.socket.shutdown, sock)
