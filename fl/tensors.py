@@ -7,12 +7,15 @@ library's own functions copy a model two or three times.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from blake3 import blake3
 
@@ -184,6 +187,25 @@ def read_each(take: Callable[[int], Data]) -> Iterator[tuple[str, torch.Tensor]]
             yield name, _view(body, {**entry, "data_offsets": [0, len(body)]}, 0)[0]
     except MALFORMED as error:
         raise _foreign(encoded, f"{type(error).__name__}: {error}") from error
+
+
+def read_file(file: Path) -> memoryview:
+    """Read a whole file, as `numpy.fromfile` does not where the disk or its server fails amid it.
+
+    Args:
+        file: Its path.
+
+    Returns:
+        What it holds, in memory that can be written to.
+
+    Raises:
+        OSError: It cannot be read, or has become shorter meanwhile.
+    """
+    with file.open("rb") as stream:
+        content = np.empty(os.fstat(stream.fileno()).st_size, np.uint8).data
+        if stream.readinto(content) != len(content):
+            raise OSError(errno.EIO, "it ends too soon", str(file))
+    return content
 
 
 def largest_encoding(tensors: Mapping[str, torch.Tensor]) -> int:

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
-import numpy as np
 from torch import distributed as dist
 
 from fl.client.built import TrainingError
 from fl.client.request import TrainRequest
 from fl.config import Section
-from fl.tensors import Tensors, decode, pieces
+from fl.tensors import Tensors, decode, pieces, read_file
 
 Value = TypeVar("Value")
 
@@ -113,8 +112,7 @@ class Rendezvous:
 
     def weights(self) -> Tensors:
         """What was handed over last."""
-        # Read into memory that can be written to, which is then theirs: no copy is made.
-        return decode(np.fromfile(self.folder / "weights", np.uint8).data)
+        return decode(read_file(self.folder / "weights"))
 
     def take_place(self, most: int) -> int:
         """Take one of the nodes' places.

@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from blake3 import blake3
 
 from fl.endpoints.base import JSONObject
@@ -32,6 +31,7 @@ from fl.tensors import (
     digest,
     pieces,
     read_each,
+    read_file,
     read_header,
 )
 
@@ -133,7 +133,7 @@ def load(file: Path) -> Snapshot:
         CheckpointError: There is none, it is damaged, or it was written by another version.
     """
     try:
-        content = np.fromfile(file, np.uint8).data
+        content = read_file(file)
     except FileNotFoundError as error:
         raise CheckpointError(f"{file}: there is no checkpoint: is this a run's folder?") from error
     except OSError as error:

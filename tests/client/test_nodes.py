@@ -1,6 +1,7 @@
 """A client over several nodes, each a process here: it trains what one would, and ends whole."""
 
 import errno
+import io
 import json
 import os
 import socket
@@ -241,6 +242,23 @@ def test_weights_are_read_into_their_own_memory(tmp_path):
     finally:
         tracemalloc.stop()
     assert weights["weight"].nbytes < most < 1.5 * weights["weight"].nbytes
+
+
+class Failing(io.FileIO):
+    """A file whose disk, or whose server, fails after the first bytes."""
+
+    def readinto(self, memory, /):
+        if self.tell() > 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().readinto(memoryview(memory)[:100])
+
+
+def test_weights_that_cannot_be_read_to_their_end_are_not_trained_from(tmp_path, monkeypatch):
+    meeting = Rendezvous(tmp_path)
+    meeting.hand_over({"weight": torch.zeros(1 << 20)})
+    monkeypatch.setattr(Path, "open", lambda path, _: io.BufferedReader(Failing(path)))
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        meeting.weights()
 
 
 def test_agents_end_once_nothing_is_heard_of_the_task(block, tmp_path, monkeypatch):
