@@ -7,6 +7,7 @@ Each command of the scheduler's has that many seconds.
 
 import getpass
 import json
+import os
 import subprocess
 import sys
 from typing import Iterator, List, Tuple
@@ -54,11 +55,12 @@ def _ask(command: List[str], seconds: float) -> List[str]:
 def main(arguments: List[str]) -> int:
     """Print the jobs, or one line of why the scheduler does not say."""
     engine, folder, seconds = arguments
-    below = folder.rstrip("/") + "/"  # another site's folder may begin as this one's does
+    # Another site's folder may begin as this one's does. Globus Compute follows links in its own.
+    below = {path.rstrip("/") + "/" for path in (folder, os.path.realpath(folder))}
     ask = {"slurm": slurm, "pbspro": pbspro}.get(engine)
     try:
         for said, path in ask(float(seconds)) if ask else ():
-            if below in path:
+            if any(one in path for one in below):
                 print(said)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         print(" ".join(str(error).split()), file=sys.stderr)

@@ -114,6 +114,16 @@ def test_what_the_scheduler_says_of_a_sites_jobs(commands, tmp_path):
     assert ask("pbspro", tmp_path / "mine").stdout == ""
 
 
+def test_jobs_of_a_site_whose_folder_is_a_link_are_its_own(tmp_path):
+    """Globus Compute writes their scripts by the path that the link leads to."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "site").symlink_to("disk")
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\necho 'job 1|{tmp_path}/disk/script'\n")
+    (tmp_path / "squeue").chmod(0o700)
+    said = ask("slurm", tmp_path / "site", f"{tmp_path}:/usr/bin:/bin")
+    assert (said.returncode, said.stdout) == (0, "job 1\n")
+
+
 def test_a_scheduler_that_is_not_there_is_named(tmp_path):
     done = ask("slurm", tmp_path, path=str(tmp_path))
     assert done.returncode == 1
