@@ -1,5 +1,4 @@
-#!/usr/bin/env python3
-"""Says in the scheduler's own words what has become of a site's jobs: `jobs ENGINE FOLDER SECONDS`.
+"""Says in the scheduler's own words what has become of a site's jobs: `ENGINE FOLDER SECONDS`.
 
 A line for each job whose files are below the folder; nothing where there is none, or no scheduler.
 Each command of the scheduler's has that many seconds.

@@ -177,16 +177,35 @@ BUSY = "#!/bin/sh\necho 'slurm_load_jobs error: Socket timed out' >&2\nexit 1\n"
 UNKNOWN = "whether it has left jobs its scheduler does not tell: squeue: slurm_load_jobs error"
 
 
-@pytest.mark.parametrize(("squeue", "said"), [(SQUEUE, LEFT), (BUSY, UNKNOWN)])
-def test_jobs_that_a_slow_scheduler_has_left_are_named(play, tmp_path, squeue, said):
+QSELECT = "#!/bin/sh\necho 7.pbs\n"
+# Once a job has gone between the two questions.
+QSTAT = """#!/bin/sh
+[ -e {0}.asked ] || {{ touch {0}.asked; echo gone >&2; exit 153; }}
+echo '{{"Jobs": {{"7.pbs": {{"queue": "q", "job_state": "R", "Output_Path": "login:{0}/out"}}}}}}'
+"""
+LEFT_THERE = "still has job 7.pbs in queue q: R (no comment)."
+MUTE = "#!/bin/sh\n"
+UNTOLD = "does not tell: qstat does not say more of 1 jobs"
+
+
+@pytest.mark.parametrize(
+    ("engine", "commands", "said"),
+    [
+        ("slurm", {"squeue": SQUEUE}, LEFT),
+        ("slurm", {"squeue": BUSY}, UNKNOWN),
+        ("pbspro", {"qselect": QSELECT, "qstat": QSTAT}, LEFT_THERE),
+        ("pbspro", {"qselect": QSELECT, "qstat": MUTE}, UNTOLD),
+    ],
+)
+def test_jobs_that_a_slow_scheduler_has_left_are_named(play, tmp_path, engine, commands, said):
     site = tmp_path / "site"
     lay_out(site, "bin/fl-site", "daemons/compute.lock", "site.env")
     lay_out_a_daemon(site, "compute")
-    shutil.copy(TOP / "templates/compute/jobs.py", site / "bin/jobs")
-    (tmp_path / "squeue").write_text(squeue.format(site))
-    (tmp_path / "squeue").chmod(0o700)
+    for name, text in commands.items():
+        (tmp_path / name).write_text(text.format(site))
+        (tmp_path / name).chmod(0o700)
     existing = {"fl_environment_kind": "existing", "fl_environment_prefix": str(BIN.parent)}
-    done = play(fl_compute_engine="slurm", **existing)
+    done = play(fl_compute_engine=engine, **existing)
     assert done.returncode == 0, done.stdout + done.stderr
     assert said in " ".join(done.stdout.split())
     assert not site.exists()
