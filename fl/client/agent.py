@@ -81,7 +81,8 @@ def main(folder: str) -> int:
         The exit code.
     """
     meeting = Rendezvous(Path(folder))
-    order = meeting.order()
+    order = insist(meeting.order, SILENCE_SECONDS)
+    # Once: who tries again after a lost answer would have two places.
     number = meeting.take_place(order.wanted.train_configs.nnodes)
     with Life(meeting, number) as life:
         try:
@@ -98,7 +99,7 @@ def _train(meeting: Rendezvous, order: Order, number: int, life: Life) -> None:
         raise FederationError(f"the site's launcher does not hand {INTERFACE} on to its nodes")
     training, trained = distributed.train_node(
         order,
-        meeting.weights(),
+        insist(meeting.weights, SILENCE_SECONDS),
         meeting,
         place=Place(number, os.environ[INTERFACE]),
         on_step=lambda steps: life.note(steps=steps),

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -174,7 +175,7 @@ def train(
     )
     with _folder() as folder:
         meeting = Rendezvous(folder)
-        meeting.give(order, weights)
+        insist(partial(meeting.give, order, weights), SILENCE_SECONDS)
         del weights  # they have a model's size
         with _launched(command(nnodes, folder), folder / SAID) as launcher:
             training = _await(launcher, meeting, nnodes, until, on_step)

@@ -12,6 +12,7 @@ import tracemalloc
 import weakref
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -242,6 +243,52 @@ def test_weights_are_read_into_their_own_memory(tmp_path):
     finally:
         tracemalloc.stop()
     assert weights["weight"].nbytes < most < 1.5 * weights["weight"].nbytes
+
+
+def fail_once(monkeypatch, *names):
+    """Let a file system fail at the first call of each of these of a rendezvous."""
+
+    failed = set()
+
+    def failing(name, act):
+        def acted(*given):
+            if name not in failed:
+                failed.add(name)
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return act(*given)
+
+        return acted
+
+    monkeypatch.setattr(rendezvous, "AGAIN_SECONDS", 0.02)
+    for name in names:
+        monkeypatch.setattr(Rendezvous, name, failing(name, getattr(Rendezvous, name)))
+
+
+def test_an_agent_asks_again_what_a_file_system_has_failed_at(over, monkeypatch):
+    seen = {}
+
+    def train_node(_order, weights, *_, **__):
+        seen.update(weights)
+        return None, {}
+
+    over.hand_over({"weight": torch.ones(2)})
+    order = SimpleNamespace(wanted=SimpleNamespace(train_configs=SimpleNamespace(nnodes=2)))
+    monkeypatch.setattr(Rendezvous, "order", lambda _meeting: order)
+    monkeypatch.setattr(agent.distributed, "train_node", train_node)
+    monkeypatch.setenv(agent.INTERFACE, "lo")
+    fail_once(monkeypatch, "order", "weights")
+    assert agent.main(str(over.folder)) == 0
+    assert torch.equal(seen["weight"], torch.ones(2))
+
+
+def test_a_task_says_again_what_is_to_be_done(block, monkeypatch):
+    def look(*_):
+        raise nodes.NodesError("begun")
+
+    monkeypatch.setattr(nodes, "_await", look)
+    fail_once(monkeypatch, "give")
+    answer = block.answer(model=("Linear", {}), weights=block.build("Linear"), train_configs=TWO)
+    assert answer["error"]["message"] == "begun"
 
 
 class Failing(io.FileIO):
