@@ -65,7 +65,8 @@ from fl.tensors import Data, Tensors, decode, pieces, require_same_layout
 from fl.transport import Ref, Store, UnreachableError, Way, open_granted, open_transport
 
 PUT_SECONDS = 180.0
-"""How long a site's way may be down after a training: cron brings its daemon back within that."""
+"""How long a site's way may be down after a training: cron brings a daemon that has died back
+within that; one that could not start for long it tries more rarely, and the update is lost."""
 PUT_PAUSE_SECONDS = 2.0
 """Before a second try; twice as long each time."""
 

@@ -165,11 +165,13 @@ class Daemon:
         if abs(now - last) < min((last - since) * PAUSE_SHARE, LONGEST_PAUSE_SECONDS):
             raise RefusedError(refused["said"])
         try:
-            return self._restarted()
+            restarted = self._restarted()
         except RefusedError as error:
             said = {"since": since, "last": now, "said": str(error)}
             self.refused_file.write_text(json.dumps(said) + "\n")
             raise
+        self.refused_file.unlink(missing_ok=True)  # what is refused next has been so since then
+        return restarted
 
     def _restarted(self) -> Dict[str, Any]:
         self.stop()

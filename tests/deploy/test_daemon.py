@@ -319,6 +319,18 @@ def test_what_cron_cannot_start_for_long_it_tries_more_rarely(site):
     assert not refused.exists()
 
 
+def test_what_starts_and_dies_is_not_taken_for_what_was_long_refused(site):
+    """It is tried again at once: an eighth of its own outage is nothing yet."""
+    refused = site.folder / "daemons/proxystore.refused"
+    refused.write_text(json.dumps({"since": 0, "last": time.time() - 9_000, "said": "long ago"}))
+    psutil.Process(site.call("keep")["pid"]).kill()
+    site.endpoint.write_text("raise SystemExit('broken')")
+    assert "its last words: broken" in site.refusal("keep")
+    assert "its last words: broken" in site.refusal("keep")
+    site.endpoint.write_text(ENDPOINT)
+    assert site.call("keep")["changed"] is True
+
+
 def test_what_cron_calls_starts_again_what_runs_and_does_not_answer(site):
     """An endpoint that ProxyStore has ended half: it listens, and no more than that."""
     keeper = site.folder / "bin/daemon"
