@@ -11,6 +11,7 @@ from datetime import datetime
 
 import psutil
 import pytest
+import yaml
 
 from tests import packages
 from tests.conftest import BIN, TOP
@@ -129,6 +130,25 @@ def test_of_two_runs_that_see_one_over_the_slower_is_refused(play, tmp_path):
     assert done.returncode == 2
     assert f"home is being changed by {ann}" in " ".join(done.stdout.split())
     assert lock.read_text() == f"{ann}\n"
+
+
+def test_a_lock_that_was_taken_amid_the_removal_of_a_dead_one_stays(tmp_path):
+    """The faster run has removed the dead one, once this one had looked."""
+    lock, looked = tmp_path / "lock", tmp_path / "looked"
+    lock.write_text("dead\n")
+    (tmp_path / "cat").write_text(
+        f'#!/bin/sh\n/bin/cat "$@"\n[ -e {looked} ] || {{ touch {looked}; echo ann > {lock}; }}\n'
+    )
+    (tmp_path / "cat").chmod(0o700)
+    release = yaml.safe_load((TOP / "playbooks/roles/lock/vars/main.yml").read_text())
+    done = subprocess.run(
+        ["sh", "-c", release["lock_release"], "lock", lock, "dead"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        check=False,
+        timeout=20,
+    )
+    assert done.returncode == 0
+    assert [path.read_text() for path in tmp_path.glob("lock*")] == ["ann\n"]
 
 
 def test_an_empty_lock_of_a_full_disk_is_nobodys(play, tmp_path):
