@@ -154,6 +154,16 @@ def test_one_that_was_broken_off_is_finished_by_the_next(play, tmp_path):
     assert not site.exists()
 
 
+def test_what_is_written_after_a_look_into_the_folder_is_named(play, tmp_path):
+    """By a job that goes on, say."""
+    site = tmp_path / "site"
+    lay_out(site, "site.env", "globus_compute/hpc/block-0/late")
+    done = play(teardown_names=["lock", "site.env"])
+    assert done.returncode == 2
+    said = " ".join(done.stdout.split())
+    assert f"home: fl: something still writes to {site}: end its jobs, run again" in said
+
+
 def test_a_daemon_that_nothing_can_stop_is_named(play, tmp_path):
     """Its definition is there, and what stops it is not."""
     lay_out(tmp_path / "site", "daemons/relay.json")
