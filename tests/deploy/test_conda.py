@@ -83,6 +83,8 @@ def test_the_locks_packages_and_this_checkout_are_in_the_prefix(deployed):
     records = [json.loads(file.read_text()) for file in (deployed / "conda-meta").glob("*.json")]
     assert [record["name"] for record in records] == ["python"]
     assert python(deployed, "import fl; print(fl.__file__)").startswith(str(deployed))
+    # By it, daemons that follow versions alone are restarted for another lock.
+    assert re.search(r"(?m)^lock [0-9a-f]{64}$", (deployed / ".fl-pins").read_text())
 
 
 def test_an_unchanged_one_is_left_alone(deployed, play):
