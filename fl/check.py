@@ -21,9 +21,9 @@ from fl.check_sites import Sites, Ways, evict
 from fl.client.check import Item, Items, told_way
 from fl.config import Client, Federation
 from fl.config_files import Files
+from fl.endpoints.credentials import prepare_environment
 from fl.endpoints.places import open_endpoints
 from fl.remedies import remedy
-from fl.run import prepare_environment
 from fl.sealing import ServerKeys
 from fl.server.clock import RealClock
 from fl.transport import open_server_transport

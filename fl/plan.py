@@ -14,7 +14,7 @@ from fl.algorithm import Algorithm
 from fl.client.frozen import base_digest, travelling
 from fl.config import Federation, ServerCommConfigs
 from fl.config_files import Files
-from fl.run import prepare_environment
+from fl.endpoints.credentials import prepare_environment
 from fl.sealing import ServerKeys
 from fl.server.aggregators import SecureFedAvg
 from fl.server.requests import train_request, training

@@ -20,7 +20,7 @@ from fl.client import frozen
 from fl.config import Federation
 from fl.config_files import Files
 from fl.endpoints.base import Endpoints, JSONObject
-from fl.endpoints.credentials import load_environment
+from fl.endpoints.credentials import prepare_environment
 from fl.endpoints.local import STARTING
 from fl.endpoints.places import open_endpoints
 from fl.errors import INTERRUPTED, FederationError
@@ -135,22 +135,6 @@ def _require_the_same(folder: Path, built: dict[str, str], kept: dict[str, str])
                 f"{folder}: {name} is {there} in its checkpoint, and {here} in the model that is "
                 "built now: the model's code, or what it is built from, has changed"
             )
-
-
-def prepare_environment(federation: Federation, folder: Path) -> None:
-    """Make the server's credentials, folders and code known to this process.
-
-    Args:
-        federation: The configuration.
-        folder: Where models and loaders are, unless a deployment says otherwise.
-
-    Raises:
-        FederationError: An environment file cannot be read.
-    """
-    globus = federation.server_configs.comm_configs.globus_compute_configs
-    if globus is not None:
-        load_environment(Path(file) for file in globus.environment_files)
-    os.environ.setdefault("FL_SITE_CODE", str(folder.resolve()))
 
 
 @contextmanager

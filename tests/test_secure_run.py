@@ -9,8 +9,9 @@ from fl.algorithm import Algorithm
 from fl.client.audit import verify
 from fl.config import ConfigError
 from fl.config_files import Files
+from fl.endpoints.credentials import prepare_environment
 from fl.plan import plan
-from fl.run import prepare_environment, run
+from fl.run import run
 from tests import experiment
 from tests.test_run import EXAMPLES, files
 

@@ -7,7 +7,24 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
+from fl.config import Federation
 from fl.errors import FederationError
+
+
+def prepare_environment(federation: Federation, folder: Path) -> None:
+    """Make the server's credentials, folders and code known to this process.
+
+    Args:
+        federation: The configuration.
+        folder: Where models and loaders are, unless a deployment says otherwise.
+
+    Raises:
+        FederationError: An environment file cannot be read.
+    """
+    globus = federation.server_configs.comm_configs.globus_compute_configs
+    if globus is not None:
+        load_environment(Path(file) for file in globus.environment_files)
+    os.environ.setdefault("FL_SITE_CODE", str(folder.resolve()))
 
 
 def load_environment(files: Iterable[Path]) -> None:
