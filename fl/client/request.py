@@ -112,6 +112,19 @@ class TrainRequest(EvaluateRequest):
     masking: Masking | None = None
     """How the update is masked; None where the server is to see it."""
 
+    @property
+    def run(self) -> str:
+        """The run's id, by which a site keeps what it keeps between rounds.
+
+        Raises:
+            RequestError: There is none.
+        """
+        if self.run_id is None:
+            raise RequestError(
+                "request: run_id: what a site keeps between rounds is kept by its run"
+            )
+        return self.run_id
+
 
 class SumRequest(Section):
     """Take part in a secure sum: what its four small tasks have in common."""

@@ -7,11 +7,10 @@ site, the fault and its place without unpickling an exception.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
@@ -24,7 +23,6 @@ from fl.client import (
     algorithms,
     budget,
     built,
-    codec,
     control,
     data,
     devices,
@@ -35,40 +33,31 @@ from fl.client import (
     local_dp,
     masking,
     nodes,
+    outgoing,
     trainer,
-    unclaimed,
 )
 from fl.client.admission import admitted
 from fl.client.budget import BlockEnded
 from fl.client.built import TrainingError
 from fl.client.check import prove
 from fl.client.corrections import Controlled, Correction, pull
-from fl.client.kept import keep, kept
+from fl.client.kept import kept
 from fl.client.policy import PolicyRefusal, may_tell, site_policy, told
 from fl.client.request import (
     CheckRequest,
     EvaluateRequest,
     RehearseRequest,
-    RequestError,
     TrainRequest,
     read,
 )
-from fl.client.residual import compress_with_feedback
 from fl.client.results import Evaluation, Training
 from fl.client.spending import charge, require_accountant
 from fl.client.warm import round_seed, seed_all
-from fl.compression import compress
 from fl.config import ProxystoreConfigs, TrainConfigs
 from fl.privacy import Spent
-from fl.sealing import open_model, seal_update, training_name
-from fl.tensors import Data, Tensors, decode, pieces, require_same_layout
-from fl.transport import Ref, Store, UnreachableError, Way, open_granted, open_transport
-
-PUT_SECONDS = 180.0
-"""How long a site's way may be down after a training: cron brings a daemon that has died back
-within that; one that could not start for long it tries more rarely, and the update is lost."""
-PUT_PAUSE_SECONDS = 2.0
-"""Before a second try; twice as long each time."""
+from fl.sealing import open_model
+from fl.tensors import Tensors, decode, require_same_layout
+from fl.transport import Ref, Way, open_granted, open_transport
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
@@ -136,14 +125,19 @@ def train(wanted: TrainRequest) -> dict[str, Any]:
             training = _trained(wanted, model, train_set, received, correction, record, seed, until)
             metrics["train_loss"] = training.loss
             metrics |= _price(wanted, training)
-            update = _update(wanted, model, received, correction)
+            update = outgoing.update(wanted, model, received, correction)
         if configs.do_validation and validation_set is not None and training.stopped == "budget":
             with phases("validate"), suppress(BlockEnded):  # the update is worth more
                 after = trainer.evaluate(model, validation_set, configs, until=until)
                 metrics |= _metrics("val", after)
         with phases("put"):
-            coded = _coded(wanted, model, update, training.num_samples, phases.seconds["get"])
-            sent = _put(wanted, _sealed(wanted, pieces(coded)))
+            coded = outgoing.coded(
+                wanted, model, update, training.num_samples, phases.seconds["get"]
+            )
+            sent = outgoing.put(
+                outgoing.sealed(wanted, coded),
+                _transport(wanted.proxystore_configs, wanted.upload),
+            )
     return {
         "job": wanted.job,
         "update": sent.to_json(),
@@ -355,34 +349,8 @@ def _correction(
         return pull(configs, received, device)
     zero = {name: tensor.cpu() for name, tensor in algorithms.no_control(model).items()}
     require_same_layout(control.prefixed(zero), control.prefixed(controls))
-    own = kept(
-        _run_id(wanted), wanted.client_id, wanted.control_version, wanted.control_saved, zero
-    )
+    own = kept(wanted.run, wanted.client_id, wanted.control_version, wanted.control_saved, zero)
     return Controlled(controls, own, configs.optim_args.get("momentum", 0.0), device)
-
-
-def _update(
-    wanted: TrainRequest, model: nn.Module, received: Tensors, correction: Correction
-) -> Tensors:
-    """What goes back; what SCAFFOLD keeps for the client's next round is kept before that."""
-    whole = model.state_dict()
-    base = {name: tensor for name, tensor in whole.items() if name not in received}
-    frozen.require_untouched(base, wanted.base)
-    trained = {name: whole[name] for name in received}
-    noise = wanted.train_configs.local_dp
-    if noise is not None:
-        change = local_dp.noised(trained, received, noise)
-        if wanted.update == "difference":
-            return change
-        return {name: received[name].to(step.device) + step for name, step in change.items()}
-    controls: Tensors = {}
-    if isinstance(correction, Controlled):
-        own, change = correction.outcome(received, {n: t.cpu() for n, t in trained.items()})
-        keep(_run_id(wanted), wanted.client_id, wanted.round, own)
-        controls = control.prefixed(change)
-    if wanted.update == "difference":
-        trained = algorithms.delta(trained, received, in_place=True)
-    return trained | controls
 
 
 def _price(wanted: TrainRequest, training: Training) -> dict[str, float]:
@@ -392,78 +360,14 @@ def _price(wanted: TrainRequest, training: Training) -> dict[str, float]:
         rate = dp_sgd.sampling_rate(training.num_samples, configs)
         spent = Spent(configs.dp_sgd.noise_multiplier, rate, training.steps)
         price["epsilon"] = charge(
-            _run_id(wanted), wanted.client_id, "dp_sgd", spent, configs.dp_sgd.delta
+            wanted.run, wanted.client_id, "dp_sgd", spent, configs.dp_sgd.delta
         )
     if configs.local_dp is not None:
         spent = local_dp.spent(configs.local_dp)
         price["local_epsilon"] = charge(
-            _run_id(wanted), wanted.client_id, "local_dp", spent, configs.local_dp.delta
+            wanted.run, wanted.client_id, "local_dp", spent, configs.local_dp.delta
         )
     return price
-
-
-def _coded(
-    wanted: TrainRequest, model: nn.Module, update: Tensors, num_samples: int, get_seconds: float
-) -> Tensors:
-    """The update in its format; what top-k leaves out is kept before that."""
-    configs = wanted.compressor_configs
-    if wanted.masking is not None:
-        return masking.masked(update, wanted, wanted.masking, num_samples)
-    buffers = frozen.buffers(model)
-    if not configs.enable_compression or configs.top_k is None:
-        # Of the way's speed, what the model took to come is what is known.
-        speed = Ref.from_json(wanted.model).size / max(get_seconds, 1e-9)
-        return compress(update, codec.chosen(update, configs, speed), buffers)
-    if wanted.update != "difference" or wanted.train_configs.trainer == "ScaffoldTrainer":
-        raise RequestError("request: top_k: is of differences, and of no controls")
-    return compress_with_feedback(
-        update,
-        configs,
-        run=_run_id(wanted),
-        client=wanted.client_id,
-        round_number=wanted.round,
-        version=wanted.control_version,
-        saved=wanted.control_saved,
-        buffers=buffers,
-    )
-
-
-def _sealed(wanted: TrainRequest, coded: Sequence[Data]) -> Sequence[Data]:
-    """What is put: the update, for the server's eyes alone where it gave a key for that."""
-    if wanted.sealing is None:
-        return coded
-    training = training_name(_run_id(wanted), wanted.client_id, wanted.round)
-    return list(seal_update(coded, wanted.sealing.update_key, training))
-
-
-def _put(wanted: TrainRequest, update: Sequence[Data]) -> Ref:
-    """Put the update; where the site itself holds it, see to it that it does not stay for ever."""
-    transport = _transport(wanted.proxystore_configs, wanted.upload)
-    sent = _insist(lambda: transport.put(*update))
-    if isinstance(transport, Store):
-        unclaimed.evict_unclaimed(transport)
-        unclaimed.note(sent)
-    return sent
-
-
-def _insist(put: Callable[[], Ref]) -> Ref:
-    """Try again while the site's way is down: what was trained is worth more than a wait."""
-    give_up = min(time.time() + PUT_SECONDS, budget.block_end() or math.inf)
-    pause = PUT_PAUSE_SECONDS
-    while True:
-        try:
-            return put()
-        except UnreachableError:
-            if time.time() + pause > give_up:
-                raise
-        time.sleep(pause)
-        pause *= 2
-
-
-def _run_id(wanted: TrainRequest) -> str:
-    if wanted.run_id is None:
-        raise RequestError("request: run_id: what a site keeps between rounds is kept by its run")
-    return wanted.run_id
 
 
 def _until(margin: float, get_seconds: float) -> float | None:
