@@ -17,6 +17,8 @@ from fl.tensors import Tensors, norm
 
 SEED_BITS = 256
 """Of the operating system's randomness, for each generator of noise."""
+WITHOUT_BUFFERS = "take GroupNorm instead of batch norm, and register constants as not persistent"
+"""What to do with a model whose buffers would leave without noise."""
 
 
 class Spent(NamedTuple):

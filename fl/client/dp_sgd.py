@@ -147,17 +147,19 @@ def require_covered(model: nn.Module) -> None:
         PrivacyError: Something of it would leave without noise, or mixes samples.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    instead = "take GroupNorm instead of batch norm, and register constants as not persistent"
     for name in frozen.travelling(model):
         if name not in parameters:
             raise PrivacyError(
-                f"dp_sgd: the model's buffer {name} would leave without noise: {instead}"
+                f"dp_sgd: the model's buffer {name} would leave without noise: "
+                f"{privacy.WITHOUT_BUFFERS}"
             )
         if parameters[name].is_complex():
             raise PrivacyError(f"dp_sgd: the complex parameter {name} would get half its noise")
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise PrivacyError(f"dp_sgd: {name or 'the model'} mixes samples: {instead}")
+            raise PrivacyError(
+                f"dp_sgd: {name or 'the model'} mixes samples: {privacy.WITHOUT_BUFFERS}"
+            )
 
 
 def mean_of_samples(

@@ -37,8 +37,8 @@ def require_parameters(model: nn.Module, travelling: Iterable[str]) -> None:
     for name in sorted(travelling):
         if name not in parameters:
             raise PrivacyError(
-                f"local_dp: the model's buffer {name} would leave without noise: take GroupNorm "
-                "instead of batch norm, and register constants as not persistent"
+                f"local_dp: the model's buffer {name} would leave without noise: "
+                f"{privacy.WITHOUT_BUFFERS}"
             )
         if parameters[name].is_complex():
             raise PrivacyError(f"local_dp: the complex parameter {name} would be left out")

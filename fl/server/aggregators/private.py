@@ -68,7 +68,7 @@ class DPFedAvg(Streaming):
         if first := min(names, default=None):
             raise ValueError(
                 f"the model's buffer {first} would leave a client unclipped and without noise: "
-                "take GroupNorm instead of batch norm, and register constants as not persistent"
+                f"{privacy.WITHOUT_BUFFERS}"
             )
 
     def add(self, update: Tensors, contribution: Contribution) -> None:
