@@ -170,6 +170,7 @@ def fit(federation, transport, weights, monkeypatch):
     """
     monkeypatch.setattr(sites, "CHECK_SECONDS", 0.05)
     monkeypatch.setattr(sites, "SPACING_SECONDS", 0.01)
+    monkeypatch.setattr(sites, "PAUSE_SECONDS", 0.05)
     clocks = []
 
     def _fit(
