@@ -1,5 +1,6 @@
 """What lands on a site, for every kind of scheduler, loaded as the daemons load it."""
 
+import functools
 import json
 import re
 import shlex
@@ -71,6 +72,7 @@ def rendered(site: Path) -> dict:
     return yaml.safe_load(rendered_text(site))
 
 
+@functools.cache
 def rendered_text(site: Path) -> str:
     template = site / "globus_compute" / site.name / "user_config_template.yaml.j2"
     done = subprocess.run(
