@@ -10,16 +10,19 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from fl import run
 from fl.cli import main, run_main
 from fl.config_files import Files
 from fl.plan import plan
 from tests import experiment
+from tests.in_process import InProcess
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("FL_SITE_CODE", str(tmp_path))
     monkeypatch.setenv("FL_SITE_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr(run, "open_endpoints", lambda federation: InProcess())
     return experiment.write(tmp_path)
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fl import run
+from fl import check, run
 from fl.cli import main, run_main
 from fl.errors import INTERRUPTED
 from tests import experiment
 from tests.conftest import BIN
+from tests.in_process import InProcess
 
 PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
 
@@ -21,6 +22,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("FL_SITE_CODE", str(tmp_path))
     monkeypatch.setenv("FL_SITE_STATE", str(tmp_path / "state"))
+    for module in (check, run):
+        monkeypatch.setattr(module, "open_endpoints", lambda federation: InProcess())
     return experiment.write(tmp_path)
 
 
@@ -38,7 +41,7 @@ ENDPOINT = "--set=clients.site-b.endpoint_id=3f0b7f0e-5a55-4d0c-8c1e-0d4b6a0f2b1
     [
         (run_main, [], 0, "model: "),
         (main, ["check"], 0, "site-b +validation +ok"),
-        (run_main, [MISSING], 1, "error: .*none.py"),
+        (run_main, [MISSING], 1, "error: .*site-b: none.py: not in this site's code folder"),
         (main, ["check", MISSING], 1, "FAILED .*none.py"),
         (
             run_main,

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from fl import run
 from fl.cli import main, run_main
 from fl.client import site_code
 from fl.starter import FORMATS
+from tests.in_process import InProcess
 
 TOP = Path(__file__).parents[1]
 
@@ -23,6 +25,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FL_SITE_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("FL_SITE_CODE", str(tmp_path))
+    monkeypatch.setattr(run, "open_endpoints", lambda federation: InProcess())
     return tmp_path
 
 
@@ -31,21 +34,16 @@ def init(*arguments):
 
 
 def trained(*arguments):
-    """The accuracy that fl-run says, over sites in processes of this machine."""
+    """The accuracy that fl-run says, over sites in this process."""
     done = CliRunner().invoke(run_main, list(arguments))
     assert done.exit_code == 0, done.stderr
     return float(done.stdout.split("test accuracy:")[1])
 
 
-def test_what_it_says_to_type_next_trains():
+def test_data_of_ones_own_a_file_for_each_site(here):
     done = init("mine", "--model", "mlp")
     assert done.exit_code == 0, done.stderr
     assert "fl-run mine" in done.stdout
-    assert trained("mine", "--set=server_configs.num_global_epochs=1") > 0.3
-
-
-def test_data_of_ones_own_a_file_for_each_site(here):
-    init("mine", "--model", "mlp")
     numbers = np.random.default_rng(0)
     files = [here / f"{name}.csv" for name in ("a", "b", "test")]
     for file in files:
