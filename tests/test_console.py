@@ -15,8 +15,8 @@ from fl.console import Output
 from fl.progress import Progress
 from fl.server.events import Warned
 from tests import experiment
+from tests.conftest import TOP
 from tests.test_resume import ENVIRONMENT, rounds
-from tests.test_run import FL_RUN
 
 
 def closed_pipe():
@@ -40,16 +40,27 @@ def test_what_is_lost_is_written_to_no_more(lost, terminal):
     assert output.quiet
 
 
+RUN = """
+from fl import run
+from fl.cli import run_main
+from tests.in_process import InProcess
+run.open_endpoints = lambda federation: InProcess()
+run_main()
+"""
+"""fl-run, its sites in its own process."""
+
+
 @pytest.mark.parametrize("lost", [closed_pipe, full_disk])
 def test_a_run_that_nobody_reads_any_more_goes_on(tmp_path, lost):
     experiment.write(tmp_path)
     with lost() as output:
         done = subprocess.run(
-            [FL_RUN, tmp_path],
+            [sys.executable, "-c", RUN, tmp_path],
+            cwd=TOP,
             stdout=output,
             stderr=subprocess.PIPE,
             text=True,
-            env={**ENVIRONMENT, "FL_SITE_CODE": str(tmp_path)},
+            env=ENVIRONMENT,
             timeout=240,
             check=False,
         )
