@@ -19,11 +19,12 @@ from fl.record import Record
 from fl.server.checkpoint import Snapshot
 from fl.server.events import SiteChanged, Warned
 from fl.status import show, status
+from tests import experiment
 from tests.recorded import Run
 from tests.test_resume import ENVIRONMENT, begin, none_goes_on, wait_for
-from tests.test_run import FL_RUN, files
+from tests.test_run import FL_RUN
 
-__all__ = ["files", "none_goes_on"]  # fixtures
+__all__ = ["none_goes_on"]  # a fixture
 
 
 @pytest.fixture
@@ -224,8 +225,8 @@ def test_json_is_the_same(run):
     assert found["owner"]["pid"] > 0
 
 
-def test_a_killed_run_goes_on_by_the_command_that_status_names(files):
-    folder = files()
+def test_a_killed_run_goes_on_by_the_command_that_status_names(tmp_path):
+    folder = experiment.write(tmp_path)
     process = begin(folder)
     wait_for(lambda: any(file.read_text() for file in folder.glob("runs/*/log.jsonl")))
     assert status(find_run(folder / "runs")).owner.pid == process.pid
@@ -240,15 +241,15 @@ def test_a_killed_run_goes_on_by_the_command_that_status_names(files):
     assert status(find_run(folder / "runs")).state == "finished"
 
 
-def test_why_a_run_failed_is_kept(files):
+def test_why_a_run_failed_is_kept(tmp_path):
     def missing_loader(server, clients):
-        clients["clients"][1]["data_configs"]["dataset_path"] = "digits/none.py"
+        clients["clients"][1]["data_configs"]["dataset_path"] = "none.py"
 
-    folder = files(missing_loader)
+    folder = experiment.write(tmp_path, missing_loader)
     process = begin(folder)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1, output
     found = status(find_run(folder / "runs"))
     assert found.state == "ended"
-    assert any("digits/none.py" in error.message for error in found.errors)
+    assert any("none.py" in error.message for error in found.errors)
     assert "round 1 can have" in found.errors[-1].message
