@@ -142,27 +142,31 @@ def test_somebody_elses_prefix_is_left_alone(folder, play):
     assert [path.name for path in theirs.rglob("*")] == ["conda-meta", "history"]
 
 
-@pytest.mark.parametrize(
-    ("lock", "message"),
-    [
-        (lambda channel: "python=3.11\n", "has no line @EXPLICIT"),
-        (
-            lambda channel: re.sub("#[0-9a-f]{32}", "", conda_channel.publish(channel)),
-            "names packages without a checksum",
+def test_a_lock_that_does_not_fit_is_refused_before_anything_is_made(tmp_path, play):
+    """Four sites, each with a fault of its own."""
+    publish = conda_channel.publish
+    faults = {
+        "python=3.11\n": "has no line @EXPLICIT",
+        re.sub("#[0-9a-f]{32}", "", publish(tmp_path / "a")): "names packages without a checksum",
+        publish(tmp_path / "b", subdir="osx-arm64"): "has packages that are not for linux-64",
+        publish(tmp_path / "c", version="3.9.1"): (
+            f"has no Python {conda_channel.MINOR}, which the server runs"
         ),
-        (
-            lambda channel: conda_channel.publish(channel, subdir="osx-arm64"),
-            "has packages that are not for linux-64",
-        ),
-        (
-            lambda channel: conda_channel.publish(channel, version="3.9.1"),
-            f"has no Python {conda_channel.MINOR}, which the server runs",
-        ),
-    ],
-)
-def test_a_lock_that_does_not_fit_is_refused_before_anything_is_made(tmp_path, play, lock, message):
-    (tmp_path / "lock").write_text(lock(tmp_path / "channel"))
-    done = play(fl_site_dir=f"{tmp_path}/site", fl_environment_lock=f"{tmp_path}/lock")
+    }
+    for number, lock in enumerate(faults):
+        (tmp_path / f"lock-{number}").write_text(lock)
+    inventory = tmp_path / "sites.ini"
+    sites = [
+        f"site-{number} ansible_connection=local fl_site_dir={tmp_path}/{number}"
+        for number in range(len(faults))
+    ]
+    inventory.write_text("\n".join(["[sites]", *sites, ""]))
+    done = play(
+        *("-i", str(inventory), "--limit", "sites:!hpc"),
+        fl_environment_lock=f"{tmp_path}/lock-{{{{ inventory_hostname[-1] }}}}",
+    )
     assert done.returncode == 2
-    assert message in " ".join(done.stdout.split())
-    assert not (tmp_path / "site" / "bin").exists()
+    said = " ".join(done.stdout.split())
+    for number, message in enumerate(faults.values()):
+        assert f"site-{number}: {tmp_path}/lock-{number} {message}" in said
+        assert not (tmp_path / str(number) / "bin").exists()
