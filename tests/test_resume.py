@@ -142,7 +142,7 @@ def test_killed_at_ten_drawn_moments_it_ends_with_the_bytes_of_a_run_that_was_no
 def test_a_run_that_goes_on_is_not_resumed_beside_itself_and_leaves_no_worker_when_killed(long):
     folder = long(100_000)
     process = begin(folder)
-    wait_for(lambda: lines(folder, "metrics.jsonl"))
+    wait_for(lambda: list((folder / "runs").glob("*/metrics.jsonl")))
     (run,) = (folder / "runs").iterdir()
     beside = CliRunner().invoke(run_main, ["--resume", str(run)])
     assert (beside.exit_code, process.poll()) == (1, None)
@@ -158,7 +158,7 @@ def test_a_run_that_goes_on_is_not_resumed_beside_itself_and_leaves_no_worker_wh
 def test_ctrl_c_once_ends_the_round_and_keeps_it(long):
     folder = long(100_000)
     process = begin(folder)
-    wait_for(lambda: lines(folder, "metrics.jsonl"))
+    wait_for(lambda: list((folder / "runs").glob("*/metrics.jsonl")))
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     output = finish(process, code=INTERRUPTED)
     (run,) = (folder / "runs").iterdir()
