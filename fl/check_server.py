@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from fl.algorithm import held_out, open_steps, require_training
-from fl.client import data, frozen, trainer
+from fl.client import built, data, frozen, trainer
 from fl.client.check import LEAST_FREE_BYTES, Doubt, Items
 from fl.config import Federation
 from fl.errors import FederationError
@@ -83,7 +83,7 @@ def _source(federation: Federation) -> tuple[None, str]:
 
 
 def _model(federation: Federation) -> tuple[nn.Module, str]:
-    model = trainer.build_model(federation.client_configs.model_configs)
+    model = built.build_model(federation.client_configs.model_configs)
     count = sum(parameter.numel() for parameter in model.parameters())
     whole, sent = size(pieces(model.state_dict())), size(pieces(frozen.travelling(model)))
     travels = f", of which {decimal(sent)} travel" if sent < whole else ""

@@ -5,7 +5,7 @@ import tracemalloc
 from torch import nn
 
 from fl.check_server import _model
-from fl.client import trainer
+from fl.client import built
 from fl.config import Federation
 from tests import experiment
 
@@ -13,7 +13,7 @@ from tests import experiment
 def test_a_models_bytes_are_counted_without_a_copy_of_it(tmp_path, monkeypatch):
     model = nn.Linear(1024, 1024)
     model.weight.requires_grad_(False)
-    monkeypatch.setattr(trainer, "build_model", lambda _configs: model)
+    monkeypatch.setattr(built, "build_model", lambda _configs: model)
     files = experiment.server_file(tmp_path) | experiment.clients_file()
     federation = Federation.model_validate(files, strict=False)
     tracemalloc.start()

@@ -18,7 +18,6 @@ from torch.utils.data import Dataset
 from fl.client import budget, built, data, devices, dp_sgd, site_code
 from fl.client.budget import BlockEnded
 from fl.client.built import TrainingError
-from fl.client.built import build_model as build_model  # `fl.check_server` asks for it here
 from fl.client.corrections import Correction
 from fl.client.ranks import ALONE, Ranks
 from fl.client.results import Evaluation, Training

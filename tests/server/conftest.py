@@ -9,7 +9,7 @@ import torch
 
 from fl.config import Client, DataConfigs, Federation, ServerConfigs, SharedClientConfigs
 from fl.endpoints.base import EndpointError
-from fl.server import checkpoint, sites
+from fl.server import checkpoint, patience, sites
 from fl.server.aggregators import open_aggregator
 from fl.server.checkpoint import Snapshot
 from fl.server.clock import RealClock
@@ -170,7 +170,7 @@ def fit(federation, transport, weights, monkeypatch):
     """
     monkeypatch.setattr(sites, "CHECK_SECONDS", 0.05)
     monkeypatch.setattr(sites, "SPACING_SECONDS", 0.01)
-    monkeypatch.setattr(sites, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(patience, "PAUSE_SECONDS", 0.01)
     clocks = []
 
     def _fit(
