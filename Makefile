@@ -18,15 +18,15 @@ test: .venv/ready $(WHEELHOUSE)/ready
 ifdef PYTEST
 	$(PRIVATE) $(BIN)/python -m pytest $(PYTEST)
 else
-	$(MAKE) --jobs 2 --output-sync=line test-daemons test-rest
+	$(MAKE) --jobs 2 test-daemons test-rest
 endif
 
-# Two at a time, of which Globus's one port serves one (tests/conftest.py).
+# One by one: Globus's port serves one sandbox at a time.
 test-daemons: .venv/ready $(WHEELHOUSE)/ready
-	$(PRIVATE) $(BIN)/python -m pytest -m daemons -n 2 --dist loadgroup --durations 20
+	$(PRIVATE) $(BIN)/python -m pytest -m daemons --durations 20
 
 test-rest: .venv/ready $(WHEELHOUSE)/ready
-	nice $(PRIVATE) $(BIN)/python -m pytest -m 'not daemons' -n auto --maxprocesses 4 --dist worksteal --durations 20
+	nice -n 5 $(PRIVATE) $(BIN)/python -m pytest -m 'not daemons' -n auto --maxprocesses 4 --dist worksteal --durations 20
 
 lint: .venv/ready
 	$(BIN)/ruff check .

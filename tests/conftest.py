@@ -163,21 +163,10 @@ def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test its lane, and put those of the deployed federation last.
-
-    That one holds Globus's one port to the session's end.
-    """
+    """Tests of the deployed federation last: it holds Globus's one port to the session's end."""
     items.sort(key=_needs_the_federation)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_lane(item)))
 
 
 def _needs_the_federation(item: pytest.Item) -> bool:
     deployed = item.get_closest_marker("daemons") is not None
     return deployed and "federation" in getattr(item, "fixturenames", ())
-
-
-def _lane(item: pytest.Item) -> str:
-    """What runs in one process, one after the other: all that takes Globus's port, or one file."""
-    takes_the_port = {"federation", "sandbox"} & set(getattr(item, "fixturenames", ()))
-    return "Globus's port" if takes_the_port else item.nodeid.partition("::")[0]
