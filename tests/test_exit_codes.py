@@ -64,6 +64,8 @@ def test_done_failed_or_not_meant(folder, command, arguments, code, said):
     assert done.exit_code == code, done.output
     assert "Traceback" not in done.output
     assert re.search(f"^.*{said}", done.output, re.MULTILINE), done.output
+    if said.startswith("error: "):
+        assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_a_run_that_did_not_reach_its_end_is_no_success(folder, monkeypatch):

@@ -186,7 +186,7 @@ def test_ctrl_c_twice_stops_now_and_says_how_to_go_on(tmp_path):
 
 def test_a_killed_local_worker_is_replaced_and_its_task_sent_again(tmp_path):
     def change(server, clients):
-        server["client_configs"]["train_configs"] |= {"mode": "step", "num_local_steps": 500}
+        server["client_configs"]["train_configs"] |= {"mode": "step", "num_local_steps": 5000}
 
     folder = experiment.write(tmp_path, change)
     process = begin(folder)
