@@ -8,25 +8,20 @@ WHEELHOUSE := .wheelhouse
 # the kernel grants one, and can run beside a sandbox.
 PRIVATE := $(BIN)/python tests/private_loopback.py
 
-.PHONY: demo test test-daemons test-rest lint docs bench clean
+.PHONY: demo test lint docs bench clean
 
 demo: .venv/ready $(WHEELHOUSE)/ready
 	$(PRIVATE) bash examples/demo.sh
 
-# Tests that start no daemon take what the others leave of the cores: heartbeats want them first.
+# Tests that start no daemon share the cores. The others run one by one: heartbeats want the cores
+# undisturbed, and Globus's port serves one sandbox at a time.
 test: .venv/ready $(WHEELHOUSE)/ready
 ifdef PYTEST
 	$(PRIVATE) $(BIN)/python -m pytest $(PYTEST)
 else
-	$(MAKE) --jobs 2 test-daemons test-rest
-endif
-
-# One by one: Globus's port serves one sandbox at a time.
-test-daemons: .venv/ready $(WHEELHOUSE)/ready
+	$(PRIVATE) $(BIN)/python -m pytest -m 'not daemons' -n auto --maxprocesses 4 --dist worksteal --durations 10
 	$(PRIVATE) $(BIN)/python -m pytest -m daemons --durations 20
-
-test-rest: .venv/ready $(WHEELHOUSE)/ready
-	nice -n 5 $(PRIVATE) $(BIN)/python -m pytest -m 'not daemons' -n auto --maxprocesses 4 --dist worksteal --durations 20
+endif
 
 lint: .venv/ready
 	$(BIN)/ruff check .
