@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fl.algorithm import Algorithm, open_steps
-from fl.client import trainer
+from fl.client import built
 from fl.config import ConfigError
 from fl.config_files import Files
 from fl.errors import FederationError
@@ -319,7 +319,7 @@ def test_fednova_names_whose_setting_is_no_number(nova_files, key):
     """`fl check` asks it, too, where the optimizer has refused that."""
     files = nova_files({"optim_args": {"lr": 0.1, "momentum": 0.9}}, {"optim_args": {key: "0.1"}})
     federation = files.load()
-    model = trainer.build_model(federation.client_configs.model_configs)
+    model = built.build_model(federation.client_configs.model_configs)
     expected = f"FedNovaAggregator: site-b: optim_args.{key} is no number: '0.1'"
     with pytest.raises(ConfigError, match=expected):
         open_steps(federation, model, files.server)
