@@ -114,15 +114,13 @@ class TrainRequest(EvaluateRequest):
 
     @property
     def run(self) -> str:
-        """The run's id, by which a site keeps what it keeps between rounds.
+        """The run's id, by which a site keeps what it keeps between rounds, and seals an update.
 
         Raises:
             RequestError: There is none.
         """
         if self.run_id is None:
-            raise RequestError(
-                "request: run_id: what a site keeps between rounds is kept by its run"
-            )
+            raise RequestError("request: run_id: it is missing")
         return self.run_id
 
 

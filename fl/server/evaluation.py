@@ -95,7 +95,7 @@ def at_sites(
         clients: Its sites that are asked.
         endpoints: Where sites are.
         transport: The server's way for models.
-        clock: What asks who is online, all at once.
+        clock: What asks who is online, several at a time.
         weights: What travels of the model.
         version: Steps that made it.
         run_id: The run's name.
